@@ -1,0 +1,214 @@
+"""Every setting, as frozen dataclasses, and the recipes that are pinned by name. Imports no torch: help stays fast."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from .errors import UserError
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """What is changed to make the student. None: as the recipe says.
+
+    Args:
+        reduction: how many times smaller the student's feature maps are, a side.
+        red_placement: full (around the stem, the head and every strided sampler), outer (stem and head) or none.
+        red_norm: normalisation inside RED blocks.
+        red_start: paper (default initialisation) or identity (each block starts close to y = x).
+        start: teacher (warm start: its weights wherever shapes allow) or random.
+        prediction_type: what the student's network predicts; losses are taken in epsilon all the same.
+    """
+
+    reduction: Literal[2, 4, 8] = 2
+    red_placement: Literal["full", "outer", "none"] | None = None
+    red_norm: Literal["batch", "group"] | None = None
+    red_start: Literal["paper", "identity"] | None = None
+    start: Literal["teacher", "random"] | None = None
+    prediction_type: PredictionType | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the loss terms. None: as the recipe says. With output and red at 0 the teacher is not run.
+
+    Args:
+        task: weight of the noise-prediction loss, MSE(epsilon, noise).
+        output: weight of MSE(epsilon, teacher's epsilon).
+        red: weight (the paper's alpha) of the RED alignment loss.
+        red_distance: distance between channel-averaged maps, mse or cosine.
+    """
+
+    task: float | None = None
+    output: float | None = None
+    red: float | None = None
+    red_distance: Literal["mse", "cosine"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The loop, the same for teach and distill. A step is an optimizer step.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: global batch: images per optimizer step over all processes and accumulated micro-batches.
+        gradient_accumulation: micro-batches per optimizer step.
+        learning_rate: of Adam, after the warm-up.
+        warmup_steps: optimizer steps over which the learning rate rises from 0.
+        schedule: learning rate after the warm-up, constant or cosine (to 0 at the last step).
+        max_grad_norm: gradients are clipped to this norm.
+        ema_decay: decay of the exponential moving average that is saved and sampled.
+        mixed_precision: no, bf16 or fp16, through Accelerate.
+        num_workers: data loading processes for each process.
+        log_every: steps between rows of metrics.jsonl and TensorBoard.
+        sample_every: steps between sample grids from fixed noise; 0 for none.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: newest checkpoints kept; 0 keeps all.
+    """
+
+    steps: int = 2000
+    batch_size: int = 64
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    schedule: Literal["constant", "cosine"] = "cosine"
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    num_workers: int = 0
+    log_every: int = 10
+    sample_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"training.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("warmup_steps", "num_workers", "sample_every", "keep_checkpoints"):
+            if getattr(self, name) < 0:
+                raise UserError(f"training.{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"training.{name} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"training.ema_decay must be at least 0 and below 1, not {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """One distillation.
+
+    Args:
+        teacher: a diffusers folder, a hub id, or builtin:digits.
+        data: a folder of images, an .npz of uint8 NHWC images, torchvision:NAME, hub:NAME or builtin:digits.
+        output_dir: the run folder; it must not hold a run yet, unless the run is resumed.
+        image_size: pixels a side; None takes the teacher's sample size.
+        horizontal_flip: flip half of the images left to right.
+        recipe: default (ours), redistill or redistill_cosine (the paper's); sets what student and loss leave open.
+        student: what is changed to make the student.
+        loss: weights of the loss terms.
+        training: the loop.
+        seed: of everything that is drawn.
+    """
+
+    teacher: str = "builtin:digits"
+    data: str = "builtin:digits"
+    output_dir: str = "runs/distill"
+    image_size: int | None = None
+    horizontal_flip: bool = False
+    recipe: Literal["default", "redistill", "redistill_cosine"] = "default"
+    student: StudentConfig = field(default_factory=StudentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachConfig:
+    """One training of a DDPM teacher from images.
+
+    Args:
+        unet: arguments of diffusers' UNet2DModel; sample_size and channels come from image_size and channels.
+        scheduler: arguments of diffusers' DDPMScheduler.
+        data: a folder of images, an .npz of uint8 NHWC images, torchvision:NAME, hub:NAME or builtin:digits.
+        output_dir: the run folder; it must not hold a run yet, unless the run is resumed.
+        image_size: pixels a side.
+        channels: of the images, 1 (grey) or 3 (RGB).
+        horizontal_flip: flip half of the images left to right.
+        training: the loop.
+        seed: of everything that is drawn.
+    """
+
+    unet: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    data: str = "builtin:digits"
+    output_dir: str = "runs/teacher"
+    image_size: int = 32
+    channels: Literal[1, 3] = 1
+    horizontal_flip: bool = False
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+
+
+# What each recipe says for the settings that a config leaves open. The redistill recipes are the paper's
+# (random start, RED with BatchNorm, task + alpha * red); the default is ours, docs/recipe.md says why.
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {
+        "student": {
+            "red_placement": "full",
+            "red_norm": "batch",
+            "red_start": "identity",
+            "start": "teacher",
+            "prediction_type": "v_prediction",
+        },
+        "loss": {"task": 0.0, "output": 1.0, "red": 0.0, "red_distance": "mse"},
+    },
+    "redistill": {
+        "student": {
+            "red_placement": "full",
+            "red_norm": "batch",
+            "red_start": "paper",
+            "start": "random",
+            "prediction_type": "epsilon",
+        },
+        "loss": {"task": 1.0, "output": 0.0, "red": 50.0, "red_distance": "mse"},
+    },
+    "redistill_cosine": {
+        "student": {
+            "red_placement": "full",
+            "red_norm": "batch",
+            "red_start": "paper",
+            "start": "random",
+            "prediction_type": "epsilon",
+        },
+        "loss": {"task": 1.0, "output": 0.0, "red": 50.0, "red_distance": "cosine"},
+    },
+}
+
+
+def resolve(config: DistillConfig) -> DistillConfig:
+    """The same config with every setting that was left open filled in by its recipe.
+
+    Raises:
+        UserError: an unknown recipe, a negative loss weight, or no loss at all.
+    """
+    if config.recipe not in RECIPES:
+        raise UserError(f"unknown recipe {config.recipe!r}: expected one of {', '.join(RECIPES)}")
+    recipe = RECIPES[config.recipe]
+    student = {**recipe["student"], **_given(config.student)}
+    loss = {**recipe["loss"], **_given(config.loss)}
+    weights = {name: loss[name] for name in ("task", "output", "red")}
+    for name, weight in weights.items():
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"loss.{name} must be zero or positive, not {weight}")
+    if not any(weights.values()):
+        raise UserError("loss.task, loss.output and loss.red are all 0: nothing would be learned, set one of them")
+    if weights["red"] and student["red_placement"] == "none":
+        raise UserError("loss.red is not 0 but student.red_placement is none: there is no RED block to align")
+    return replace(config, student=StudentConfig(**student), loss=LossConfig(**loss))
+
+
+def _given(config: StudentConfig | LossConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if value is not None}

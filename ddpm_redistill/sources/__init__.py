@@ -1,0 +1,1 @@
+"""What comes in: images, and a frozen, checked teacher."""

@@ -1,0 +1,99 @@
+"""The one kind of Dataset that every source of images becomes, and how to make it from pixels in memory."""
+
+import hashlib
+import operator
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ..errors import UserError
+from .image_files import Decoded, fit, one_line
+
+
+class ImageSource(Dataset[torch.Tensor]):
+    """N images as uint8 tensors (C, image_size, image_size), values 0..255, always in the same order.
+
+    `description` is one line for people. `fingerprint` is a sha256 of what is served: for sources held in
+    memory of the decoded pixels, for a folder of the relative paths, the file bytes, C and image_size.
+    Picklable, so that loader workers can be forked or spawned.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        images: Callable[[int], torch.Tensor] | torch.Tensor,
+        description: str,
+        fingerprint: str,
+    ) -> None:
+        """images: uint8 (N, C, image_size, image_size), or what makes image i."""
+        self._length = length
+        self._images = images
+        self.description = description
+        self.fingerprint = fingerprint
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """uint8 (C, image_size, image_size). Raises UserError naming a file that no longer decodes."""
+        i = operator.index(index)
+        if not -self._length <= i < self._length:
+            raise IndexError(f"image {i} of {self._length}")
+        if isinstance(self._images, torch.Tensor):
+            # A copy: what is changed in place must not change the source.
+            return self._images[i].clone(memory_format=torch.contiguous_format)
+        return self._images(i % self._length)
+
+
+def from_tensor(images: torch.Tensor, name: str, sizes: set[tuple[int, int]]) -> ImageSource:
+    """images: uint8 (N, C, image_size, image_size); sizes: the original (width, height) of all of them."""
+    n, channels, image_size, _ = images.shape
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    for image in images:
+        digest.update(image.contiguous().numpy())
+    return ImageSource(n, images, describe(n, name, sizes, image_size, channels), digest.hexdigest())
+
+
+def from_reads(
+    read: Callable[[int], Decoded], n: int, name: str, image_size: int, channels: int
+) -> ImageSource:
+    """Keeps the images of read(0), ..., read(n - 1). Raises UserError naming the first that fails."""
+    images = torch.empty(n, channels, image_size, image_size, dtype=torch.uint8)
+    sizes = set()
+    for i in tqdm(range(n), desc=f"reading {name}", unit="image", delay=1):
+        try:
+            images[i], size = read(i)
+        except Exception as error:  # broken files surface from the data sets as almost any type
+            raise UserError(
+                f"image {i} of {n:,} of {name} cannot be read ({one_line(error)}); remove or replace it"
+            ) from error
+        sizes.add(size)
+    return from_tensor(images, name, sizes)
+
+
+def from_array(array: np.ndarray, name: str, image_size: int, channels: int) -> ImageSource:
+    """array: uint8 (N, H, W) or (N, H, W, 1 or 3)."""
+    array = array[..., None] if array.ndim == 3 else array
+    height, width = array.shape[1:3]
+    if array.shape[1:] == (image_size, image_size, channels):  # as it is, without a copy
+        return from_tensor(torch.from_numpy(array).permute(0, 3, 1, 2), name, {(width, height)})
+
+    def read(i: int) -> Decoded:
+        pixels = array[i, :, :, 0] if array.shape[3] == 1 else array[i]
+        return fit(Image.fromarray(pixels), image_size, channels)
+
+    return from_reads(read, len(array), name, image_size, channels)
+
+
+def describe(n: int, name: str, sizes: set[tuple[int, int]], image_size: int, channels: int) -> str:
+    """One line; sizes are (width, height), named from the smallest to the largest area."""
+    target = f"{image_size}x{image_size}"
+    ordered = [f"{w}x{h}" for w, h in sorted(sizes, key=lambda size: (size[0] * size[1], size))]
+    shown = ordered[0] if len(ordered) == 1 else f"sizes {ordered[0]} to {ordered[-1]}"
+    shown = shown if shown == target else f"{shown} resized to {target}"
+    images = "image" if n == 1 else "images"
+    return f"{n:,} {images} from {name}, {shown}, {channels} channel{'' if channels == 1 else 's'}"

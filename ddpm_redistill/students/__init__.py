@@ -1,0 +1,1 @@
+"""From a teacher to its student: the plan as data, then the network."""

@@ -1,0 +1,1 @@
+"""The training loop, its draws, its checkpoints, and the two jobs it does: teach and distill."""

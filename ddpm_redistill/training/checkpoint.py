@@ -1,0 +1,89 @@
+"""Checkpoints that are complete or absent: safetensors and JSON, written aside, flushed, renamed.
+
+    checkpoints/step-000500/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..errors import UserError
+
+FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on: two network states by name, Adam's state, and counters as JSON."""
+
+    model: dict[str, torch.Tensor]
+    ema: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write ``folder/step-NNNNNN`` for ``checkpoint.state["step"]``, then drop all but the newest ``keep`` (0: none)."""
+    final = folder / f"step-{checkpoint.state['step']:06d}"
+    aside = folder / f".writing-{final.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name in ("model", "ema", "optimizer"):
+        tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(checkpoint, name).items()}
+        save_file(tensors, aside / f"{name}.safetensors")
+    (aside / "state.json").write_text(json.dumps(checkpoint.state, indent=2))
+    for path in aside.iterdir():
+        _flush(path)
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    _flush(folder)
+    if keep:
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if all((path / name).is_file() for name in FILES))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Raises UserError when a file cannot be read."""
+    try:
+        model, ema, optimizer = (load_file(path / name) for name in FILES[:3])
+        return Checkpoint(model, ema, optimizer, json.loads((path / "state.json").read_text()))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"checkpoint {path} cannot be read ({error}): delete it to resume from the one before") from error
+
+
+def adam_state(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
+    """Adam's moments and step counts, flat, by parameter name; ``names`` in the order of the parameters."""
+    state = optimizer.state_dict()["state"]
+    return {f"{key}/{names[i]}": value for i, entry in state.items() for key, value in entry.items()}
+
+
+def restore_adam_state(optimizer: torch.optim.Optimizer, names: list[str], flat: dict[str, torch.Tensor]) -> None:
+    """The inverse of ``adam_state``."""
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    positions = {name: i for i, name in enumerate(names)}
+    for key, value in flat.items():
+        kind, name = key.split("/", 1)
+        entries.setdefault(positions[name], {})[kind] = value.clone()  # off the mapped file, and aligned
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

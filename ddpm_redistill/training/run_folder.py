@@ -1,0 +1,112 @@
+"""The run folder: refuses what holds a run already, keeps the resolved config, metrics and provenance."""
+
+import json
+import os
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import DistillConfig, TeachConfig
+from ..errors import UserError
+
+
+class RunFolder:
+    """``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``samples/``, ``student/`` ... of one run, by path."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+
+    def check(self, config: DistillConfig | TeachConfig, *, resume: bool) -> None:
+        """Refuse a folder that already holds a run unless it is resumed, or a resume under another config.
+
+        Raises:
+            UserError: naming the folder, and the first setting that differs.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: give another output_dir")
+        if not self.config.exists():
+            if resume:
+                raise UserError(f"nothing to resume: {self.path} holds no run (no config.yaml)")
+            return
+        if not resume:
+            raise UserError(f"{self.path} already holds a run: pass --resume to go on, or give another output_dir")
+        before, now = flatten(yaml.safe_load(self.config.read_text()) or {}), flatten(asdict(config))
+        for key in sorted(before.keys() | now.keys()):
+            if key != "output_dir" and before.get(key) != now.get(key):
+                raise UserError(
+                    f"cannot resume {self.path}: {key} was {before.get(key)} and is now {now.get(key)};"
+                    " use the same config or another output_dir"
+                )
+
+    def start(self, config: DistillConfig | TeachConfig) -> None:
+        """Make the folder and write the resolved config."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_aside(self.config, yaml.safe_dump(asdict(config), sort_keys=False))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        write_aside(self.path / name, json.dumps(content, indent=2))
+
+    def append_metrics(self, row: dict[str, float]) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forget the rows that a resumed run will write again, and a last line torn by a kill."""
+        if self.metrics.exists():
+            rows = [row for row in read_metrics(self.metrics) if row["step"] <= step]
+            write_aside(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl; a torn last line is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; tuples become lists, as YAML has them."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for provenance."""
+    import accelerate
+    import diffusers
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "accelerate": accelerate.__version__,
+        "device": device,
+        "cpu_threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,87 @@
+"""``teach``: a DDPM teacher from images (Ho et al. 2020, arXiv 2006.11239), by the same loop as ``distill``."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import nn
+
+from ..config import TeachConfig
+from ..core.losses import epsilon_of, task_loss
+from ..errors import UserError
+from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, seeded_generator
+from ..sources.images import open_images
+from .draws import Draws
+from .loop import Batch, make_accelerator, train
+from .run_folder import RunFolder, environment
+
+log = logging.getLogger("ddpm_redistill")
+
+
+def teach(config: TeachConfig, *, resume: bool = False, dry_run: bool = False) -> Path | None:
+    """Train a teacher; returns its folder, ``output_dir/teacher`` (EMA weights), or None for a dry run.
+
+    Raises:
+        UserError: a mistake in the config, the data or the output folder, before any work.
+    """
+    run = RunFolder(config.output_dir)
+    run.check(config, resume=resume)
+    images = open_images(config.data, image_size=config.image_size, channels=config.channels)
+    log.info("data: %s", images.description)
+    unet, scheduler = build_teacher(config)
+    if dry_run:
+        return None
+    accelerator = make_accelerator(config.training, run)
+    log.info("running %d process(es) on %s", accelerator.num_processes, accelerator.device)
+    if accelerator.is_main_process:
+        run.start(config)
+        run.write_json("provenance.json", {"data": images.description, "data_sha256": images.fingerprint, **environment()})
+    accelerator.wait_for_everyone()
+
+    alphas_cumprod = scheduler.alphas_cumprod.to(accelerator.device)
+
+    def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        timesteps, noise = batch["timesteps"], batch["noise"]
+        noisy = scheduler.add_noise(batch["images"], noise, timesteps)
+        prediction = network(noisy, timesteps).sample.float()
+        epsilon = epsilon_of(prediction, noisy, alphas_cumprod[timesteps], scheduler.config.prediction_type)
+        return {"task": task_loss(epsilon, noise)}
+
+    draws = Draws(
+        images,
+        seed=config.seed,
+        batch_size=config.training.batch_size,
+        num_train_timesteps=scheduler.config.num_train_timesteps,
+        horizontal_flip=config.horizontal_flip,
+    )
+    pipeline = RedDDPMPipeline(unet, scheduler)
+    sampler = RedDDPMPipeline(unet, scheduler).set_scheduler("ddim")
+    sampler.set_progress_bar_config(disable=True)
+    train(unet, objective, {"task": 1.0}, draws, sampler, config.training, run, accelerator, resume=resume)
+    if accelerator.is_main_process:
+        pipeline.save_pretrained(run.path / "teacher")
+        log.info("teacher written to %s", run.path / "teacher")
+    accelerator.wait_for_everyone()
+    return run.path / "teacher"
+
+
+def build_teacher(config: TeachConfig) -> tuple[UNet2DModel, DDPMScheduler]:
+    """A fresh network and schedule. Raises UserError for arguments that diffusers does not take."""
+    taken = {"sample_size": config.image_size, "in_channels": config.channels, "out_channels": config.channels}
+    for section, given, target in (("unet", config.unet, UNet2DModel), ("scheduler", config.scheduler, DDPMScheduler)):
+        unknown = set(given) - set(target._get_init_keys(target)) | (set(given) & set(taken))
+        if unknown:
+            raise UserError(f"{section}.{sorted(unknown)[0]} is not a setting here: see diffusers' {target.__name__}")
+    # diffusers' own initialisation draws from the global random state.
+    torch.manual_seed(seeded_generator(config.seed, "init").initial_seed() % 2**63)
+    try:
+        unet = UNet2DModel.from_config(json.loads(json.dumps({**config.unet, **taken})))
+        scheduler = DDPMScheduler(**config.scheduler)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"diffusers refuses the unet or scheduler of this config: {error}") from error
+    strided = sum(bool(block.downsamplers) for block in unet.down_blocks)
+    if config.image_size % 2**strided:
+        raise UserError(f"image_size {config.image_size} does not divide by {2**strided}, as {strided} down-samplers need")
+    return unet, scheduler

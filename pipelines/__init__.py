@@ -1,0 +1,1 @@
+"""What travels inside every student folder. Imports torch and diffusers only."""

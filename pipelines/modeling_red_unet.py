@@ -1,0 +1,136 @@
+"""The student network: a ``UNet2DModel`` that down-samples at its front, with RED blocks, and its plan in its config."""
+
+from typing import Any
+
+from diffusers import UNet2DModel
+from diffusers.configuration_utils import register_to_config
+
+# diffusers refuses a pipeline component whose module has no ModelMixin in its namespace.
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
+from torch import nn
+
+from .red_block import RedAround, REDBlock
+
+
+class RedUNet2DModel(UNet2DModel):
+    """(B, C_in, H, W), timesteps (B,) -> (B, C_out, H, W), every feature map ``reduction`` times smaller a side.
+
+    All arguments but the last are ``UNet2DModel``'s, with the teacher's values (``sample_size`` stays the
+    image's). They are written out since diffusers records a config from the signature.
+
+    Args:
+        student_plan: ``StudentPlan.to_dict()``. Read here: ``reduction``, ``red_norm``, ``red_start`` and the
+            names of ``blocks``; the rest (which teacher layer each block was matched to, the loss) is kept
+            so that the folder says how it was made.
+
+    Raises:
+        ValueError: there is no plan.
+
+    The changes, and nothing else: the stem takes stride r; the last log2(r) down-samplers and the mirrored
+    up-samplers keep their convolution and lose their stride; the head makes r*r values for each position and
+    lays them out as pixels; the plan's RED blocks stand around the layers that it names.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        center_input_sample: bool = False,
+        time_embedding_type: str = "positional",
+        time_embedding_dim: int | None = None,
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        mid_block_type: str | None = "UNetMidBlock2D",
+        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
+        layers_per_block: int = 2,
+        mid_block_scale_factor: float = 1,
+        downsample_padding: int = 1,
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",
+        dropout: float = 0.0,
+        act_fn: str = "silu",
+        attention_head_dim: int | None = 8,
+        norm_num_groups: int = 32,
+        attn_norm_num_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        resnet_time_scale_shift: str = "default",
+        add_attention: bool = True,
+        class_embed_type: str | None = None,
+        num_class_embeds: int | None = None,
+        num_train_timesteps: int | None = None,
+        student_plan: dict[str, Any] | None = None,
+    ):
+        if not student_plan:
+            raise ValueError("RedUNet2DModel needs a student_plan; a network without one is a UNet2DModel")
+        super().__init__(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            center_input_sample=center_input_sample,
+            time_embedding_type=time_embedding_type,
+            time_embedding_dim=time_embedding_dim,
+            freq_shift=freq_shift,
+            flip_sin_to_cos=flip_sin_to_cos,
+            down_block_types=down_block_types,
+            mid_block_type=mid_block_type,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            mid_block_scale_factor=mid_block_scale_factor,
+            downsample_padding=downsample_padding,
+            downsample_type=downsample_type,
+            upsample_type=upsample_type,
+            dropout=dropout,
+            act_fn=act_fn,
+            attention_head_dim=attention_head_dim,
+            norm_num_groups=norm_num_groups,
+            attn_norm_num_groups=attn_norm_num_groups,
+            norm_eps=norm_eps,
+            resnet_time_scale_shift=resnet_time_scale_shift,
+            add_attention=add_attention,
+            class_embed_type=class_embed_type,
+            num_class_embeds=num_class_embeds,
+            num_train_timesteps=num_train_timesteps,
+        )
+        reduction = student_plan["reduction"]
+        channels = block_out_channels[0]
+
+        # stem: kernel r + 1, so that every pixel is read at any stride (3x3 at r = 2, as in the paper)
+        self.conv_in = nn.Conv2d(in_channels, channels, reduction + 1, stride=reduction, padding=reduction // 2)
+
+        # the deepest log2(r) levels lose their stride, a down-sampler together with its mirrored up-sampler
+        moved = reduction.bit_length() - 1
+        strided = len(block_out_channels) - 1
+        for depth in range(moved):
+            remove_stride(self.down_blocks[strided - 1 - depth].downsamplers[0])
+            remove_stride(self.up_blocks[depth].upsamplers[0])
+
+        # head: the image grows back by r
+        self.conv_out = nn.Sequential(
+            nn.Conv2d(channels, out_channels * reduction**2, kernel_size=3, padding=1),
+            nn.PixelShuffle(reduction),
+        )
+
+        for block in student_plan["blocks"]:
+            path, side = block["name"].rsplit(".", 1)
+            layer = self.get_submodule(path)
+            if not isinstance(layer, RedAround):
+                layer = RedAround(layer)
+                self.set_submodule(path, layer)
+            setattr(layer, side, REDBlock(block["channels"], student_plan["red_norm"], student_plan["red_start"]))
+
+
+def remove_stride(sampler: nn.Module) -> None:
+    """Make a diffusers down- or up-sampler, convolutional or resnet, keep its resolution; its weights keep their shape."""
+    if hasattr(sampler, "time_emb_proj"):  # ResnetBlock2D: its resampling has no weights
+        sampler.downsample = sampler.upsample = None
+    elif hasattr(sampler, "interpolate"):  # Upsample2D
+        sampler.interpolate = False
+    else:  # Downsample2D; padding 0 means "pad right and below", which is for stride 2 only
+        sampler.padding = 1
+        sampler.conv.stride = (1, 1)
+        sampler.conv.padding = (1, 1)

@@ -1,0 +1,102 @@
+"""``RedDDPMPipeline``: samples images from a DDPM, teacher or student; image k depends on (seed, k) alone."""
+
+import hashlib
+import os
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+
+# "trailing" starts at the last timestep, where the initial noise belongs (Lin et al. 2024, arXiv 2305.08891).
+SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "ddpm": (DDPMScheduler, {}),
+    "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),
+    "dpm++": (DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}),
+}
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+def seeded_generator(*key: int | str) -> torch.Generator:
+    """A CPU generator that is a function of ``key``: the same numbers on any device and any number of processes."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+class RedDDPMPipeline(DDPMPipeline):
+    """A diffusers pipeline of ``unet`` (``UNet2DModel`` or ``RedUNet2DModel``) and ``scheduler``."""
+
+    def set_scheduler(self, name: str) -> "RedDDPMPipeline":
+        """Sample by "ddpm", "ddim" or "dpm++" from now on, with the noise schedule and prediction type unchanged.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        if name not in SCHEDULERS:
+            raise ValueError(f"unknown scheduler {name!r}: expected one of {', '.join(SCHEDULERS)}")
+        scheduler_class, options = SCHEDULERS[name]
+        self.register_modules(scheduler=scheduler_class.from_config(self.scheduler.config, **options))
+        return self
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        num_images: int = 1,
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        num_inference_steps: int = 50,
+        batch_size: int = 16,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Sample images ``first_index`` ... ``first_index + num_images - 1`` of the stream named by ``seed``.
+
+        Args:
+            num_inference_steps: network evaluations for each image (NFE).
+            batch_size: images sampled at once; changes memory and speed, not the images (to float rounding).
+            output_type: "pil", "np" (N, H, W, C) in [0, 1], or "pt" (N, C, H, W) in [0, 1].
+
+        Raises:
+            ValueError: a count below 1, more steps than the schedule has, or an unknown output type.
+        """
+        limit = self.scheduler.config.num_train_timesteps
+        if num_images < 1 or batch_size < 1:
+            raise ValueError(f"num_images and batch_size must be at least 1, not {num_images} and {batch_size}")
+        if not 1 <= num_inference_steps <= limit:
+            raise ValueError(f"num_inference_steps must be between 1 and {limit}, not {num_inference_steps}")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"unknown output_type {output_type!r}: expected one of {', '.join(OUTPUT_TYPES)}")
+
+        images = []
+        with self.progress_bar(total=num_images * num_inference_steps) as bar:
+            for start in range(first_index, first_index + num_images, batch_size):
+                indices = range(start, min(start + batch_size, first_index + num_images))
+                images.append(self._sample_batch(indices, seed, num_inference_steps, bar).cpu())
+        batch = torch.cat(images)
+        self.maybe_free_model_hooks()
+        if output_type != "pt":
+            batch = batch.permute(0, 2, 3, 1).numpy()
+            if output_type == "pil":
+                batch = self.numpy_to_pil(batch)
+        return ImagePipelineOutput(images=batch) if return_dict else (batch,)
+
+    def _sample_batch(self, indices: range, seed: int, num_inference_steps: int, bar: Any) -> torch.Tensor:
+        """-> (len(indices), C, H, W) in [0, 1]."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (self.unet.config.in_channels, height, width)
+        generators = [seeded_generator(seed, "image", index) for index in indices]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        device = self._execution_device
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        sample = noise.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        for timestep in self.scheduler.timesteps:
+            prediction = self.unet(self.scheduler.scale_model_input(sample, timestep), timestep).sample
+            sample = self.scheduler.step(prediction, timestep, sample, generator=generators).prev_sample
+            bar.update(len(indices))
+        return (sample.float() / 2 + 0.5).clamp(0, 1)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write a folder that names the stock ``DDPMPipeline``, so that ``DiffusionPipeline.from_pretrained`` opens it."""
+        DDPMPipeline(self.unet, self.scheduler).save_pretrained(save_directory, **kwargs)

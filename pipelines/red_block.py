@@ -1,0 +1,75 @@
+"""RED (residual encoded distillation) block, and the wrapper that puts one on each side of a layer.
+
+Source: Chen et al., "ReDistill: Residual Encoded Distillation for Peak Memory Reduction of CNNs",
+TMLR 2025, arXiv 2406.03744. Imports torch only: this file travels inside student folders.
+"""
+
+import torch
+from torch import nn
+
+# Identity-like start: gate = sigmoid(4) = 0.982, residual = relu6(0.01) = 0.01. Both sit where their
+# gradient is alive (relu6 has none at exactly 0, sigmoid next to none past 6).
+IDENTITY_GATE_BIAS = 4.0
+IDENTITY_RESIDUAL_BIAS = 0.01
+
+RED_NORMS = ("batch", "group")
+RED_STARTS = ("paper", "identity")
+
+
+class REDBlock(nn.Module):
+    """``y = x * gate(x) + residual(x)``; (B, C, H, W) -> (B, C, H, W).
+
+    gate(x) = sigmoid(norm(conv1x1(x))) and residual(x) = relu6(norm(conv3x3(x))).
+
+    Args:
+        channels: C.
+        norm: "batch" (the paper's) or "group" (independent of the batch; 8 groups where they divide C).
+        start: "paper" (PyTorch's default initialisation) or "identity" (y is close to x at the start,
+            which a student that is warm started from its teacher needs).
+
+    Raises:
+        ValueError: an unknown norm or start.
+    """
+
+    def __init__(self, channels: int, norm: str = "batch", start: str = "paper"):
+        super().__init__()
+        if start not in RED_STARTS:
+            raise ValueError(f"unknown RED start {start!r}: expected one of {', '.join(RED_STARTS)}")
+        # No bias before a norm: the norm's own shift does its work.
+        self.gate_conv = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+        self.gate_norm = _norm(norm, channels)
+        self.residual_conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.residual_norm = _norm(norm, channels)
+        if start == "identity":
+            for layer, bias in (
+                (self.gate_norm, IDENTITY_GATE_BIAS),
+                (self.residual_norm, IDENTITY_RESIDUAL_BIAS),
+            ):
+                nn.init.zeros_(layer.weight)
+                nn.init.constant_(layer.bias, bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * torch.sigmoid(self.gate_norm(self.gate_conv(x)))  # the gate is freed here
+        y += nn.functional.relu6(self.residual_norm(self.residual_conv(x)))  # in place: one map less at the peak
+        return y
+
+
+class RedAround(nn.Module):
+    """A layer with a RED block before and/or after it; takes and passes on the layer's own arguments."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.red_in: nn.Module = nn.Identity()
+        self.layer = layer
+        self.red_out: nn.Module = nn.Identity()
+
+    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        return self.red_out(self.layer(self.red_in(x), *args, **kwargs))
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "group":
+        return nn.GroupNorm(8 if channels % 8 == 0 else 1, channels)
+    raise ValueError(f"unknown RED norm {kind!r}: expected one of {', '.join(RED_NORMS)}")
