@@ -91,6 +91,7 @@ def test_what_lives_at_the_peak_adds_up_to_it(teacher: nn.Module) -> None:
     # By hand: concatenation, its norm and its SiLU; the hidden map; three skips; the time embedding.
     assert sizes[:7] == [1.5 * MiB] * 3 + [MiB] + [0.5 * MiB] * 3
     assert profile.live_at_peak[0].shape == (1, 384, 32, 32)
+    assert profile.live_at_peak[0].module == "up_blocks.3"  # the concatenation is in no submodule of it
 
 
 def test_teacher_at_64_pixels(teacher: nn.Module) -> None:
@@ -230,7 +231,7 @@ def test_buffers_are_weights_and_not_parameters() -> None:
 
 
 class ResidualBlock(nn.Module):
-    """A pre-activation block of `channels` in and `width` between, with a time embedding when asked."""
+    """A pre-activation block of `channels` in and out and `width` between, with a time embedding when asked."""
 
     def __init__(self, channels: int, width: int, time_embedding: bool = False) -> None:
         super().__init__()
@@ -249,6 +250,13 @@ class ResidualBlock(nn.Module):
 def test_paper_peak_of_one_block(time_embedding: bool) -> None:
     profile = profile_memory(ResidualBlock(4, 6, time_embedding), torch.zeros(1, 4, 8, 8))
     assert profile.paper_peak == 4 * (64 * (4 + 6) + 6 * time_embedding + 64 * 4)
+
+
+def test_paper_peak_of_a_block_whose_second_convolution_is_larger() -> None:
+    block = ResidualBlock(4, 6)
+    block.conv2 = nn.Conv2d(6, 4 * 5, 3, padding=1)
+    block.forward = lambda x: block.conv2(block.conv1(x))  # type: ignore[method-assign]
+    assert profile_memory(block, torch.zeros(1, 4, 8, 8)).paper_peak == 4 * 64 * (6 + 20 + 4)
 
 
 class SkipNetwork(nn.Module):
@@ -335,7 +343,8 @@ class Watched(nn.Module):
 @pytest.mark.parametrize("fail", [True, False])
 def test_module_is_left_as_it_was(fake: bool, fail: bool) -> None:
     watched = Watched(fail)
-    network = nn.Sequential(watched, nn.BatchNorm2d(1), nn.Dropout()).train()
+    blocks = nn.Sequential(ResidualBlock(1, 1), GatedBlock(1))
+    network = nn.Sequential(watched, nn.BatchNorm2d(1), blocks).train()
     network[1].eval()
     calls: list[None] = []
     network[1].register_forward_hook(lambda *_: calls.append(None))  # a caller's own hook stays
@@ -386,6 +395,25 @@ def test_tracker_timeline_and_deaths() -> None:
     assert [op.reads for op in tracker.timeline] == [(), (0,), (1,)]
     assert tracker.peak_bytes == 800
     assert tracker.peak_module == "1"  # the first to reach it
+
+
+def test_module_path_survives_a_failure_that_the_forward_catches() -> None:
+    class Fallback(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                y: Tensor = self.linear(x)
+            except RuntimeError:
+                y = x.relu()
+            return y
+
+    module = nn.Sequential(Fallback())
+    with LiveTensorTracker(module) as tracker:
+        module(torch.zeros(3))
+    assert (tracker.timeline[-1].name, tracker.timeline[-1].module) == ("aten.relu.default", "0")
 
 
 def test_shared_module_goes_by_the_path_of_its_caller() -> None:

@@ -101,13 +101,9 @@ class LiveTensorTracker(TorchDispatchMode):
         for t in _tensors(out):
             self._count(t, str(func))
         read = [self.index_of(t) for t in _tensors((args, kwargs))]
+        reads = tuple(index for index in read if index is not None)
         self.timeline.append(
-            Operation(
-                name=str(func),
-                module=self.module_path,
-                live_bytes=self.live_bytes,
-                reads=tuple(index for index in read if index is not None),
-            )
+            Operation(name=str(func), module=self.module_path, live_bytes=self.live_bytes, reads=reads)
         )
         if self.live_bytes > self.peak_bytes:
             self.peak_bytes = self.live_bytes
@@ -156,14 +152,9 @@ class LiveTensorTracker(TorchDispatchMode):
 
             self._live[key] = (index, weakref.ref(storage, died))
             self.live_bytes += size
+            where, shape, born = self.module_path, tuple(t.shape), len(self.timeline)
             self.tensors.append(
-                LiveTensor(
-                    module=self.module_path,
-                    operation=operation,
-                    shape=tuple(t.shape),
-                    bytes=size,
-                    born=len(self.timeline),
-                )
+                LiveTensor(module=where, operation=operation, shape=shape, bytes=size, born=born)
             )
 
 
@@ -196,10 +187,8 @@ class MemoryProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain dictionaries, lists and numbers, ready for JSON."""
-        return {
-            **asdict(self),
-            "live_at_peak": [{**asdict(t), "shape": list(t.shape)} for t in self.live_at_peak],
-        }
+        tensors = [{**asdict(t), "shape": list(t.shape)} for t in self.live_at_peak]
+        return {**asdict(self), "live_at_peak": tensors}
 
 
 def profile_memory(module: nn.Module, *inputs: Any, fake: bool = True, **kwargs: Any) -> MemoryProfile:
