@@ -124,6 +124,12 @@ class RedUNet2DModel(UNet2DModel):
             setattr(layer, side, REDBlock(block["channels"], student_plan["red_norm"], student_plan["red_start"]))
 
 
+if __package__ == "ddpm_redistill.pipelines":
+    # The name that model_index.json records: after `import ddpm_redistill`, which does not load torch, diffusers
+    # finds the class there.
+    RedUNet2DModel.__module__ = "ddpm_redistill"
+
+
 def remove_stride(sampler: nn.Module) -> None:
     """Make a diffusers down- or up-sampler, convolutional or resnet, keep its resolution; its weights keep their shape."""
     if hasattr(sampler, "time_emb_proj"):  # ResnetBlock2D: its resampling has no weights

