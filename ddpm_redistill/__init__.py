@@ -58,7 +58,7 @@ _HOMES = {
     "teach": "training.teach",
     "write_report": "evaluation.report",
 }
-__all__ = list(_HOMES)  # noqa: PLE0604
+__all__ = list(_HOMES)
 
 # diffusers opens a student folder's network as ddpm_redistill.RedUNet2DModel, and asks the same module for the
 # base class that says how to load it.

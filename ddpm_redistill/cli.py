@@ -8,9 +8,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, Literal, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -84,12 +84,12 @@ def run_plan(arguments: Namespace) -> None:
 
 
 def run_memory(arguments: Namespace) -> None:
+    import torch
+
     from .sources.teacher import find_model
     from .students.derive import build_student
     from .students.footprint import unet_memory
     from .students.plan import StudentPlan, build_on_meta
-
-    import torch
 
     if arguments.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {arguments.batch_size}")
@@ -102,7 +102,8 @@ def run_memory(arguments: Namespace) -> None:
         unet = build_on_meta(config)
     memory = {"model": unet_memory(unet, batch_size=arguments.batch_size).to_dict()}
     if arguments.json:
-        print(json.dumps({"model": arguments.model, "batch_size": arguments.batch_size, "memory": memory["model"]}, indent=2))
+        result = {"model": arguments.model, "batch_size": arguments.batch_size, "memory": memory["model"]}
+        print(json.dumps(result, indent=2))
     else:
         print(memory_table(memory))
 
@@ -127,13 +128,12 @@ def run_distill(arguments: Namespace) -> None:
 
 
 def run_sample(arguments: Namespace) -> None:
+    import torch
     from PIL import Image
 
     from .evaluation.evaluate import GRID_COLUMNS, GRID_IMAGES, open_for_sampling
     from .evaluation.pictures import image_grid
     from .evaluation.sampling import sample_batches
-
-    import torch
 
     quiet_libraries()
     output = Path(arguments.output)
@@ -213,8 +213,9 @@ def as_settings(arguments: Namespace, config_class: type) -> dict[str, Any]:
     settings = {}
     for field in fields(config_class):
         value = arguments[field.name]
-        nested = get_type_hints(config_class)[field.name]
-        settings[field.name] = nested(**value.as_dict()) if isinstance(value, Namespace) and is_dataclass(nested) else value
+        if isinstance(value, Namespace):
+            value = get_type_hints(config_class)[field.name](**value.as_dict())
+        settings[field.name] = value
     return settings
 
 
@@ -256,8 +257,8 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Any]]:
 def plan_parser() -> ArgumentParser:
     parser = OneLineParser(description="Show the student a teacher would get, and the memory of both.")
     parser.add_argument("teacher", type=str, help=TEACHER_HELP)
-    parser.add_argument("--reduction", type=int, default=2, choices=(2, 4, 8), help="feature maps this much smaller a side")
-    parser.add_argument("--red_placement", type=str, default="full", choices=("full", "outer", "none"), help="RED blocks")
+    parser.add_argument("--reduction", type=int, default=2, help="feature maps this much smaller a side: 2, 4 or 8")
+    parser.add_argument("--red_placement", type=Literal["full", "outer", "none"], default="full", help="RED blocks")
     parser.add_argument("--image_size", type=int | None, default=None, help="pixels a side; default the teacher's own")
     add_json(parser)
     return parser
@@ -297,7 +298,7 @@ def sample_parser() -> ArgumentParser:
 
 
 def evaluate_parser() -> ArgumentParser:
-    parser = OneLineParser(description="Compare a model with data and with its teacher; writes report.html and report.json.")
+    parser = OneLineParser(description="Compare a model with data and its teacher; writes report.html and report.json.")
     parser.add_argument("model", type=str, help=TEACHER_HELP)
     parser.add_argument("--teacher", type=str | None, default=None, help=TEACHER_HELP)
     parser.add_argument("--data", type=str | None, default=None, help=DATA_HELP)
@@ -312,7 +313,7 @@ def evaluate_parser() -> ArgumentParser:
 
 
 def demo_parser() -> ArgumentParser:
-    parser = OneLineParser(description="The whole flow on the embedded teacher and data: distil, sample, compare, report.")
+    parser = OneLineParser(description="The whole flow on the embedded teacher and data: distil, compare, report.")
     parser.add_argument("--output_dir", type=str, default="runs/demo", help="run folder")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     return parser

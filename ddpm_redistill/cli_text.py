@@ -11,16 +11,18 @@ def memory_table(memory: dict[str, dict[str, Any]]) -> str:
     """One row a definition, one column a network, MiB; with a teacher and a student, their ratio."""
     names = list(memory)
     paired = {"teacher", "student"} <= set(names)
-    header = f"{'memory, MiB':<24}" + "".join(f"{name:>12}" for name in names) + (f"{'ratio':>9}" if paired else "")
+    header = f"{'memory, MiB':<24}" + "".join(f"{name:>12}" for name in names) + f"{'ratio' if paired else '':>9}"
     lines = [header]
     for peak in PEAKS:
         values = [memory[name][peak] for name in names]
-        cells = "".join(f"{value / MIB:>12.4f}" if value is not None else f"{'undefined':>12}" for value in values)
+        cells = "".join(f"{'undefined':>12}" if value is None else f"{value / MIB:>12.4f}" for value in values)
         if paired and memory["teacher"][peak] and memory["student"][peak]:
             cells += f"{memory['teacher'][peak] / memory['student'][peak]:>8.2f}x"
         lines.append(f"{peak:<24}{cells}")
     where = names[-1]
-    lines.append(f"tensor_peak of the {where} is at {memory[where]['peak_operation']} in {memory[where]['peak_module']}")
+    lines.append(
+        f"tensor_peak of the {where} is at {memory[where]['peak_operation']} in {memory[where]['peak_module']}"
+    )
     return "\n".join(lines)
 
 

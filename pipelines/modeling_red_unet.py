@@ -1,4 +1,4 @@
-"""The student network: a ``UNet2DModel`` that down-samples at its front, with RED blocks, and its plan in its config."""
+"""The student network: a ``UNet2DModel`` that down-samples at its front, with RED blocks; its config holds its plan."""
 
 from typing import Any
 
@@ -131,7 +131,7 @@ if __package__ == "ddpm_redistill.pipelines":
 
 
 def remove_stride(sampler: nn.Module) -> None:
-    """Make a diffusers down- or up-sampler, convolutional or resnet, keep its resolution; its weights keep their shape."""
+    """Make a diffusers down- or up-sampler, convolution or resnet, keep its resolution; weights keep their shape."""
     if hasattr(sampler, "time_emb_proj"):  # ResnetBlock2D: its resampling has no weights
         sampler.downsample = sampler.upsample = None
     elif hasattr(sampler, "interpolate"):  # Upsample2D

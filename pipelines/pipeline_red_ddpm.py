@@ -98,5 +98,5 @@ class RedDDPMPipeline(DDPMPipeline):
         return (sample.float() / 2 + 0.5).clamp(0, 1)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write a folder that names the stock ``DDPMPipeline``, so that ``DiffusionPipeline.from_pretrained`` opens it."""
+        """Write a folder that names the stock ``DDPMPipeline``: ``DiffusionPipeline.from_pretrained`` opens it too."""
         DDPMPipeline(self.unet, self.scheduler).save_pretrained(save_directory, **kwargs)

@@ -10,9 +10,7 @@ import torch
 from torch.nn import functional as F
 
 
-def epsilon_of(
-    prediction: torch.Tensor, noisy: torch.Tensor, abar: torch.Tensor, prediction_type: str
-) -> torch.Tensor:
+def epsilon_of(prediction: torch.Tensor, noisy: torch.Tensor, abar: torch.Tensor, prediction_type: str) -> torch.Tensor:
     """The noise that a network's output stands for. All but abar (B,): (B, C, H, W).
 
     "epsilon": itself. "v_prediction": sqrt(1 - abar) x_t + sqrt(abar) v (Salimans and Ho 2022, arXiv

@@ -58,9 +58,7 @@ def evaluate(
         pipelines["teacher"] = open_for_sampling(teacher, scheduler)
         shapes = {(p.unet.config.in_channels, str(p.unet.config.sample_size)) for p in pipelines.values()}
         if len(shapes) > 1:
-            raise UserError(
-                f"{model} and {teacher} make images of different shape (channels, pixels): {shapes}"
-            )
+            raise UserError(f"{model} and {teacher} make images of different shape (channels, pixels): {shapes}")
     real = data_sample(pipelines["student"], data, num_images, seed) if data is not None else None
     log.info("distances by %s: %s", extractor.name, extractor.reason)
 
@@ -82,8 +80,7 @@ def evaluate(
     if real is not None:
         sets["data"] = real
     features = {
-        name: extract_features(images, extractor, progress=f"features of {name}")
-        for name, images in sets.items()
+        name: extract_features(images, extractor, progress=f"features of {name}") for name, images in sets.items()
     }
     distances: dict[str, Any] = {"extractor": extractor.to_dict(), "num_images": num_images}
     for first, second in (("student", "data"), ("teacher", "data"), ("student", "teacher")):
@@ -94,18 +91,12 @@ def evaluate(
     report = {
         "distances": distances,
         "memory": {name: unet_memory(pipeline.unet).to_dict() for name, pipeline in pipelines.items()},
-        "speed": {
-            name: speed_of(result, num_inference_steps, batch_size) for name, result in samples.items()
-        },
+        "speed": {name: speed_of(result, num_inference_steps, batch_size) for name, result in samples.items()},
         "plan": dict(pipelines["student"].unet.config).get("student_plan"),
         "provenance": {
             "model": model,
             "model_sha256": sha256_of(find_model(model).weights),
-            **(
-                {"teacher": teacher, "teacher_sha256": sha256_of(find_model(teacher).weights)}
-                if teacher
-                else {}
-            ),
+            **({"teacher": teacher, "teacher_sha256": sha256_of(find_model(teacher).weights)} if teacher else {}),
             **({"data": data} if data else {}),
             "scheduler": scheduler,
             "num_inference_steps": num_inference_steps,
@@ -114,9 +105,7 @@ def evaluate(
         },
     }
     grids = {
-        {"student": "Student", "teacher": "Teacher"}[name]: image_grid(
-            result.images[:GRID_IMAGES], GRID_COLUMNS
-        )
+        {"student": "Student", "teacher": "Teacher"}[name]: image_grid(result.images[:GRID_IMAGES], GRID_COLUMNS)
         for name, result in samples.items()
     }
     if real is not None:
@@ -138,7 +127,7 @@ def open_for_sampling(ref: str, scheduler: str) -> RedDDPMPipeline:
 
 
 def data_sample(pipeline: RedDDPMPipeline, source: str, num_images: int, seed: int) -> Subset[torch.Tensor]:
-    """``num_images`` images of a source, chosen by ``seed``, at the model's size. Raises UserError when it has fewer."""
+    """``num_images`` images of a source, chosen by ``seed``, at the model's size. Raises UserError if it has fewer."""
     config = pipeline.unet.config
     images = open_images(source, image_size=config.sample_size, channels=config.in_channels)
     log.info("data: %s", images.description)

@@ -197,9 +197,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a reader of unknown bytes fails in many ways: all mean "not a weights file"
-        raise UserError(
-            f"weights file {str(path)!r} cannot be read as tensors: {_first_line(error)}"
-        ) from error
+        raise UserError(f"weights file {str(path)!r} cannot be read as tensors: {_first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"weights file {str(path)!r} holds no dictionary of tensors")
     return dict(state)
@@ -217,15 +215,11 @@ def _inception(path: Path, why: str) -> Extractor:
             INCEPTION, ["2048", "logits_unbiased"], feature_extractor_weights_path=checked
         )
     except RuntimeError as error:
-        raise UserError(
-            f"weights file {str(path)!r} does not fit torch-fidelity's Inception network"
-        ) from error
+        raise UserError(f"weights file {str(path)!r} does not fit torch-fidelity's Inception network") from error
     sha256 = _sha256(path)
     reason = f"Inception: {why}"
     if not sha256.startswith(INCEPTION_SHA256_PREFIX):
-        reason += (
-            f"; the file differs from torch-fidelity's {INCEPTION_FILE}: not comparable with published FID"
-        )
+        reason += f"; the file differs from torch-fidelity's {INCEPTION_FILE}: not comparable with published FID"
     return Extractor(
         name=INCEPTION,
         layer="2048",

@@ -92,8 +92,7 @@ def frechet_and_kid(a: Features, b: Features) -> dict[str, float]:
     """
     if not a.extractor.comparable_with(b.extractor):
         raise UserError(
-            "features of different extractors cannot be compared: "
-            f"{_short(a.extractor)} and {_short(b.extractor)}"
+            f"features of different extractors cannot be compared: {_short(a.extractor)} and {_short(b.extractor)}"
         )
     smallest = min(len(a), len(b))
     if smallest < 2:

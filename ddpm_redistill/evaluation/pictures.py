@@ -69,9 +69,7 @@ def loss_curves(metrics_rows: Sequence[Mapping[str, Any]]) -> bytes:
     left out, as are values that a log scale cannot show. Raises: :class:`UserError` when no loss is left.
     """
     rows = [row for row in metrics_rows if "step" in row]
-    names = sorted(
-        {name for row in rows for name in row} - NOT_LOSSES, key=lambda name: (name != "loss", name)
-    )
+    names = sorted({name for row in rows for name in row} - NOT_LOSSES, key=lambda name: (name != "loss", name))
     series = {}
     for name in names:
         points = [(row["step"], row[name]) for row in rows if _positive(row.get(name))]

@@ -90,9 +90,10 @@ def _headline(
     values = distances.get(pair) or {}
     frechet = next((k for k in values if k.startswith("f")), None)
     label = "Distance, student to teacher" if pair == "student_to_teacher" else "Distance to the data"
-    unit = f"{METRICS.get(frechet or '', frechet)} ({extractor_name(distances)}), n =
-    {distances.get('num_images')}" known = frechet is not None and values[frechet] is not None yield label,
-    f"{values[frechet]:,.1f}" if known else None, f"{unit}; lower is nearer" if known else ""
+    value = values.get(frechet) if frechet else None
+    unit = f"{METRICS.get(frechet or '', frechet)}, {extractor_name(distances)}"
+    note = f"{unit}, {number(distances.get('num_images'))} images; lower is nearer"
+    yield label, None if value is None else f"{value:,.1f}", "" if value is None else note
 
     rates = [(speed.get(who) or {}).get("images_per_second") for who in ("teacher", "student")]
     if rates[0] or not rates[1]:

@@ -1,5 +1,4 @@
-"""The sections of report.html, each a function from parts of the report to HTML; an absent part gives an
-empty one."""
+"""The sections of report.html: functions from parts of the report to HTML; an absent part gives an empty one."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from . import report_template as h
-from .pictures import MIB, NOT_LOSSES, loss_curves, memory_bars, png_bytes
+from .pictures import MIB, NOT_LOSSES, PEAKS, loss_curves, memory_bars, png_bytes
 
 UNBIASED_FROM = 2048
 """Below this many images the note on the Frechet distance's bias is shown."""
@@ -33,21 +32,22 @@ MEMORY = {
     "red_paper_peak": ("Paper's peak of RED blocks", "largest RED block"),
     "weights": ("Weights", "parameters and buffers"),
 }
+BARS_ALT = "Bars of the named memory peaks: the numbers of the table above"
+DASH, TIMES = "\u2013", "\u00d7"
 
 
 def samples_section(grids: Mapping[str, Image.Image], compared: bool) -> str:
     known = {"teacher": "Teacher", "student": "Student" if compared else "Model", "data": "Data"}
     shown = []
     for name, image in grids.items():
-        caption = known.get(name, name)
-        alt = f"Grid of {'real images' if name == 'data' else 'generated images'}: {caption}"
-        shown.append(h.picture(png_bytes(image), alt, caption))
-    both = "teacher" in grids and "student" in grids
-    lead = "The same place in both grids starts from the same noise." if both else ""
-    return h.section(
-        "Samples", h.paragraph(lead) if lead else "", f'<div class="grids">{"".join(shown)}</div>' if shown
-        else ""
-    )
+        caption = known.get(name.lower(), name)
+        kind = "real images" if name.lower() == "data" else "generated images"
+        shown.append(h.picture(png_bytes(image), f"Grid of {kind}: {caption}", caption))
+    if not shown:
+        return ""
+    both = {"teacher", "student"} <= {name.lower() for name in grids}
+    lead = "The same place in the grids of teacher and student starts from the same noise." if both else ""
+    return h.section("Samples", h.paragraph(lead), f'<div class="grids">{"".join(shown)}</div>')
 
 
 def distances_section(distances: dict[str, Any], compared: bool) -> str:
@@ -62,24 +62,25 @@ def distances_section(distances: dict[str, Any], compared: bool) -> str:
         cells = [h.cell(title)]
         for name in names:
             spread = values.get(f"{name}_std")
-            cells.append(h.cell(number(values.get(name)), f"± {number(spread)}" if spread is not None else ""))
+            note = "" if spread is None else f"± {number(spread)}"
+            cells.append(h.cell(number(values.get(name)), note))
         rows.append(cells)
-    count = distances.get("num_images")
-    extractor = distances.get("extractor") or {}
-    small = isinstance(count, int) and count < UNBIASED_FROM
+    count, extractor = distances.get("num_images"), distances.get("extractor") or {}
+    lead = (
+        f"{number(count)} images of each set, features of {extractor_name(distances)}. Lower is nearer. "
+        "KID is a mean over random subsets ± its standard deviation over them."
+    )
     caution = (
-        f"With {count:,} images, fewer than {UNBIASED_FROM:,}, the Frechet distance is biased upwards: compare it only "
-        "with values at the same number of images."
+        f"With {number(count)} images, fewer than {UNBIASED_FROM:,}, the Frechet distance is biased upwards: "
+        "compare it only with values at the same number of images."
     )
     return h.section(
         "Distances",
-        h.paragraph(f"{count:,} images of each set, features of {extractor_name(distances)}. Lower is nearer;
-        KID is "
-                    "a mean over random subsets ± its standard deviation." if isinstance(count, int) else ""),
+        h.paragraph(lead),
         h.table(["Pair", *(METRICS.get(name, name) for name in names)], rows, label="Distances"),
-        h.paragraph(caution, "caution") if small else "",
+        h.paragraph(caution, "caution") if isinstance(count, int) and count < UNBIASED_FROM else "",
         h.paragraph(_extractor_note(extractor), "note") if extractor else "",
-    )  # fmt: skip
+    )
 
 
 def extractor_name(distances: dict[str, Any]) -> str:
@@ -105,21 +106,23 @@ def memory_section(memory: dict[str, Any]) -> str:
         values = [model.get(key) for model in (teacher, student) if model]
         if any(value is not None for value in values):
             cells = [h.cell(mib(v), f"{v:,} B" if v is not None else "") for v in values]
-            ratio = [h.cell(ratio(values[0], values[1]) or "–")] if len(values) == 2 else []
-            rows.append([h.cell(name, note), *cells, *ratio])
+            if len(values) == 2:
+                cells.append(h.cell(ratio(*values) or DASH))
+            rows.append([h.cell(name, note), *cells])
     if not rows:
         return ""
-    columns = ["Teacher", "Student", "Ratio"] if teacher and student else ["Model"]
-    known = any(model.get(key) for model in (teacher, student) for key in list(MEMORY)[:-1])
-    alt = "Bars of the named memory peaks, the numbers of the table above"
+    columns = ["Teacher", "Student", "Smaller by"] if teacher and student else ["Model"]
+    known = any(model.get(key) for model in (teacher, student) for key in PEAKS)
+    lead = (
+        "Peaks of activations in 32-bit floats for one image, each by its own definition; "
+        "different definitions are different quantities."
+    )
     return h.section(
         "Memory",
-        h.paragraph("Peaks are of activations in 32-bit floats, batch of one, by definition; they are
-        different "
-                    "quantities and not to be mixed."),
+        h.paragraph(lead),
         h.table(["", *columns], rows, label="Memory"),
-        h.picture(memory_bars(memory), alt, css_class="chart") if known else "",
-    )  # fmt: skip
+        h.picture(memory_bars(memory), BARS_ALT, css_class="chart") if known else "",
+    )
 
 
 def speed_section(speed: dict[str, Any], memory: dict[str, Any]) -> str:
@@ -138,11 +141,13 @@ def speed_section(speed: dict[str, Any], memory: dict[str, Any]) -> str:
     for key, label in labels.items():
         values = [model.get(key) for model in models]
         if any(value is not None for value in values):
-            first_is_cost = key in ("seconds", "parameters", "macs")
-            pair = values if first_is_cost else values[::-1]
-            shown = ratio(*pair) if len(values) == 2 and (first_is_cost or key == "images_per_second") else
-            None ratio = [h.cell(shown or "")] if len(values) == 2 else [] rows.append([h.cell(label),
-            *(h.cell(number(v)) for v in values), *ratio])
+            cells = [h.cell(number(value)) for value in values]
+            if len(values) == 2 and key == "images_per_second":
+                cells.append(h.cell(ratio(values[1], values[0]) or DASH, "faster"))
+            elif len(values) == 2:
+                smaller = ratio(values[0], values[1]) if key in ("parameters", "macs") else None
+                cells.append(h.cell(smaller or "", "smaller" if smaller else ""))
+            rows.append([h.cell(label), *cells])
     columns = ["Teacher", "Student", "Ratio"] if len(models) == 2 else ["Model"]
     return h.section("Speed and size", h.table(["", *columns], rows, label="Speed and size") if rows else "")
 
@@ -171,14 +176,14 @@ def plan_section(plan: dict[str, Any]) -> str:
     settings = [(label, _plain(plan[key])) for key, label in names.items() if plan.get(key) is not None]
     rows = []
     for block in plan.get("blocks") or []:
-        side = f"{block['teacher_side']} of " if block.get("teacher_side") else ""
-        rows.append([
+        side = f"its {block['teacher_side']}, " if block.get("teacher_side") else ""
+        cells = [
             h.cell(block.get("name", ""), code=True),
             h.cell(_plain(block.get("channels", ""))),
             h.cell(_size(block.get("resolution"))),
-            h.cell(block.get("teacher_layer", ""), f"{side}this layer,
-            {_size(block.get('teacher_resolution'))}", True),
-        ])
+            h.cell(block.get("teacher_layer", ""), side + _size(block.get("teacher_resolution")), code=True),
+        ]
+        rows.append(cells)
     columns = ["RED block", "Channels", "Resolution", "Matched in the teacher to"]
     return h.section(
         "Plan",
@@ -201,23 +206,23 @@ def _plain(value: Any) -> str:
 
 def _size(value: Any) -> str:
     if value is None:
-        return "–"
+        return DASH
     sides = list(value) if isinstance(value, list | tuple) else [value, value]
-    return " × ".join(map(str, sides))
+    return f" {TIMES} ".join(map(str, sides))
 
 
 def mib(count: float | None) -> str:
-    return "–" if count is None else f"{count / MIB:,.2f} MiB"
+    return DASH if count is None else f"{count / MIB:,.2f} MiB"
 
 
 def ratio(a: float | None, b: float | None) -> str | None:
-    return f"{a / b:.2f}×" if a and b else None
+    return f"{a / b:.2f}{TIMES}" if a and b else None
 
 
 def number(value: Any) -> str:
     """Integers with thousands separators, large counts in giga, other numbers with four digits."""
     if value is None:
-        return "–"
+        return DASH
     if isinstance(value, int):
         return f"{value:,}" if value < 10**9 else f"{value / 10**9:,.3g} G"
     if not isinstance(value, float):

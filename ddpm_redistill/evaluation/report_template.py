@@ -12,50 +12,77 @@ import html
 from collections.abc import Iterable, Sequence
 
 STYLE = """
-:root { color-scheme: light; --ink: #1f2a33; --soft: #5b6873; --line: #dfe4e8; --accent: #0f6b66; --wash:
-#f6f8f8 } * { box-sizing: border-box } html { -webkit-text-size-adjust: 100% } body { margin: 0; background:
-#fff; color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
+:root {
+  color-scheme: light;
+  --ink: #1f2a33; --soft: #5b6873; --line: #dfe4e8; --accent: #0f6b66; --warm: #c2703d;
+}
+* { box-sizing: border-box }
+html { -webkit-text-size-adjust: 100% }
+body {
+  margin: 0; background: #fff; color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+}
 main { max-width: 1040px; margin: 0 auto; padding: 48px 32px 72px }
 header p { margin: 0; color: var(--soft) }
 h1 { font-size: 30px; line-height: 1.2; letter-spacing: -0.01em; margin: 0 0 6px; font-weight: 650 }
 h2 { font-size: 20px; line-height: 1.3; margin: 0 0 14px; font-weight: 650 }
 section { margin-top: 52px }
 p { margin: 0 0 12px; max-width: 70ch }
-.figures { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0; margin: 32px 0 0; padding: 22px 0;
-  border-top: 2px solid var(--ink); border-bottom: 1px solid var(--line) }
+.figures {
+  display: grid; grid-template-columns: repeat(3, 1fr); margin: 32px 0 0; padding: 22px 0;
+  border-top: 2px solid var(--ink); border-bottom: 1px solid var(--line);
+}
 .figures div { padding: 0 24px; border-left: 1px solid var(--line) }
 .figures div:first-child { padding-left: 0; border-left: 0 }
 .figures dt { font-size: 14px; color: var(--soft) }
 .figures dd { margin: 0 }
-.figures .value { font-size: 40px; line-height: 1.2; font-weight: 600; letter-spacing: -0.02em; color:
-var(--accent);
-  font-variant-numeric: tabular-nums }
-.figures .value.none { color: var(--soft); font-size: 24px; line-height: 2; font-weight: 400; letter-spacing:
-0 } .figures .note { font-size: 14px; line-height: 1.45; color: var(--soft) } .grids { display: grid;
-grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 24px } figure { margin: 0 } figcaption {
-font-size: 15px; font-weight: 600; margin-bottom: 8px } img { display: block; max-width: 100%; height: auto }
-.grids img { width: 100%; max-width: 640px; image-rendering: pixelated } .chart { margin-top: 24px; max-width:
-840px } .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 15px;
-font-variant-numeric: tabular-nums } th, td { text-align: left; vertical-align: top; padding: 9px 20px 9px 0;
-border-bottom: 1px solid var(--line) } th:last-child, td:last-child { padding-right: 0 } thead th { font-size:
-13px; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--ink) } tbody th { font-weight: 500
-} td.number, th.number { text-align: right; white-space: nowrap } small { display: block; font-size: 13px;
-line-height: 1.4; color: var(--soft); font-weight: 400; white-space: normal } code { font: 13px/1.5
-ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace;
-  overflow-wrap: anywhere }
-.note { color: var(--soft); font-size: 14px }
-.caution { border-left: 3px solid #c2703d; background: #fdf7f2; padding: 10px 14px; margin: 16px 0; font-size:
-15px } .facts th { width: 34%; color: var(--soft); font-weight: 400; overflow-wrap: anywhere } .facts td {
-overflow-wrap: anywhere } @media (max-width: 640px) {
+.figures .value {
+  font-size: 40px; line-height: 1.2; font-weight: 600; letter-spacing: -0.02em; color: var(--accent);
+  font-variant-numeric: tabular-nums;
+}
+.figures .none { color: var(--soft); font-size: 24px; line-height: 2; font-weight: 400; letter-spacing: 0 }
+.figures .note { font-size: 14px; line-height: 1.45; color: var(--soft) }
+.grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 24px }
+figure { margin: 0 }
+figcaption { font-size: 15px; font-weight: 600; margin-bottom: 8px }
+img { display: block; max-width: 100%; height: auto }
+.grids img { width: 100%; max-width: 640px; image-rendering: pixelated }
+.chart { margin-top: 24px; max-width: 840px }
+.scroll { overflow-x: auto }
+.facts + .scroll { margin-top: 24px }
+table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums }
+th, td {
+  text-align: left; vertical-align: top; padding: 9px 20px 9px 0; border-bottom: 1px solid var(--line);
+}
+th:last-child, td:last-child { padding-right: 0 }
+thead th { font-size: 13px; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--ink) }
+tbody th { font-weight: 500 }
+td.number, th.number { text-align: right; white-space: nowrap }
+small { display: block; font-size: 13px; line-height: 1.4; color: var(--soft); font-weight: 400 }
+code {
+  font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace;
+  overflow-wrap: anywhere;
+}
+.note { color: var(--soft); font-size: 14px; margin-top: 12px }
+.caution {
+  border-left: 3px solid var(--warm); background: #fdf7f2; padding: 10px 14px; margin: 16px 0; font-size: 15px;
+}
+.facts th { width: 34%; color: var(--soft); font-weight: 400; overflow-wrap: anywhere }
+.facts td { overflow-wrap: anywhere }
+@media (max-width: 640px) {
   main { padding: 28px 18px 48px }
   h1 { font-size: 25px }
   section { margin-top: 40px }
   .figures { grid-template-columns: 1fr; padding: 4px 0 }
-  .figures div, .figures div:first-child { padding: 14px 0; border-left: 0; border-top: 1px solid var(--line)
-  } .figures div:first-child { border-top: 0 } .figures .value { font-size: 34px } .grids {
-  grid-template-columns: 1fr } table { font-size: 14px } th, td { padding-right: 10px } small, code {
-  font-size: 12px }
+  .figures div, .figures div:first-child {
+    padding: 14px 0; border-left: 0; border-top: 1px solid var(--line);
+  }
+  .figures div:first-child { border-top: 0 }
+  .figures .value { font-size: 34px }
+  .grids { grid-template-columns: 1fr }
+  table { font-size: 14px }
+  th, td { padding-right: 10px }
+  small, code { font-size: 12px }
 }
 @media print {
   @page { margin: 16mm }
@@ -66,7 +93,7 @@ overflow-wrap: anywhere } @media (max-width: 640px) {
   .scroll { overflow: visible }
   h2 { break-after: avoid }
   tr, figure, .figures, .caution { break-inside: avoid }
-  .figures .value, .caution, img { -webkit-print-color-adjust: exact; print-color-adjust: exact }
+  .value, .caution, img { -webkit-print-color-adjust: exact; print-color-adjust: exact }
 }
 """
 
@@ -101,11 +128,7 @@ def headline(figures: Iterable[tuple[str, str | None, str]]) -> str:
     """The row of large numbers: (label, value or None when not measured, note)."""
     cells = []
     for label, value, note in figures:
-        shown = (
-            '<dd class="value none">not measured</dd>'
-            if value is None
-            else f'<dd class="value">{text(value)}</dd>'
-        )
+        shown = '<dd class="value none">not measured</dd>' if value is None else f'<dd class="value">{text(value)}</dd>'
         cells.append(f'<div><dt>{text(label)}</dt>{shown}<dd class="note">{text(note)}</dd></div>')
     return f'<dl class="figures">{"".join(cells)}</dl>'
 
@@ -114,7 +137,8 @@ def picture(png: bytes, alt: str, caption: str = "", css_class: str = "") -> str
     """A figure with its PNG inlined."""
     data = base64.b64encode(png).decode("ascii")
     title = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
-    return f'<figure class="{text(css_class)}">{title}<img alt="{text(alt)}" src="data:image/png;base64,{data}"></figure>'
+    image = f'<img alt="{text(alt)}" src="data:image/png;base64,{data}">'
+    return f'<figure class="{text(css_class)}">{title}{image}</figure>'
 
 
 def cell(value: object, note: str = "", code: bool = False) -> str:
@@ -123,9 +147,7 @@ def cell(value: object, note: str = "", code: bool = False) -> str:
     return shown + (f"<small>{text(note)}</small>" if note else "")
 
 
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1, label: str = ""
-) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1, label: str = "") -> str:
     """A table; ``rows`` hold :func:`cell` parts, the first of each is the row's header. Columns from
     ``numbers_from`` on are right-aligned."""
     kind = [' class="number"' if index >= numbers_from else "" for index in range(len(columns))]
@@ -142,9 +164,7 @@ def table(
 
 def facts(rows: Iterable[tuple[str, object]], label: str = "") -> str:
     """A two-column table of names and values."""
-    body = "".join(
-        f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>' for name, value in rows
-    )
+    body = "".join(f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>' for name, value in rows)
     return f'<table class="facts" aria-label="{text(label)}"><tbody>{body}</tbody></table>' if body else ""
 
 

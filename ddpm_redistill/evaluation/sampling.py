@@ -46,9 +46,7 @@ def sample_batches(
             raise UserError(f"{name} must be at least 1, not {value}")
     limit = pipeline.scheduler.config.num_train_timesteps
     if num_inference_steps > limit:
-        raise UserError(
-            f"{num_inference_steps} steps are more than the {limit} timesteps of this model's schedule"
-        )
+        raise UserError(f"{num_inference_steps} steps are more than the {limit} timesteps of this model's schedule")
     pipeline.set_progress_bar_config(disable=True)
     with tqdm(total=num_images, desc=label, unit="image") as bar:
         for first in range(0, num_images, batch_size):

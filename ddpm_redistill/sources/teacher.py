@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors import SafetensorError
 
@@ -23,7 +22,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """Where the parts of a model are, checked but not loaded. ``config`` is the network's, ``scheduler`` the schedule's."""
+    """Where the parts of a model are, checked but not loaded; ``config`` and ``scheduler`` as their JSON has them."""
 
     ref: str
     unet: Path

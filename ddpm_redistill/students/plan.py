@@ -189,7 +189,8 @@ def _unsupported(config: dict[str, Any]) -> str | None:
     if config.get("time_embedding_type", "positional") == "fourier":
         return "its output is divided by a Fourier time embedding: a score-SDE network, not a DDPM"
     if config.get("in_channels") != config.get("out_channels"):
-        return f"{config.get('in_channels')} channels in, {config.get('out_channels')} out: learned variance is not supported"
+        channels = f"{config.get('in_channels')} channels in, {config.get('out_channels')} out"
+        return f"it has {channels}, which must agree (no learned variance)"
     return None
 
 

@@ -1,6 +1,6 @@
 """Checkpoints that are complete or absent: safetensors and JSON, written aside, flushed, renamed.
 
-    checkpoints/step-000500/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json
+checkpoints/step-000500/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json
 """
 
 import json
@@ -30,7 +30,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write ``folder/step-NNNNNN`` for ``checkpoint.state["step"]``, then drop all but the newest ``keep`` (0: none)."""
+    """Write ``folder/step-NNNNNN``, N the checkpoint's step, then drop all but the newest ``keep`` (0: drop none)."""
     final = folder / f"step-{checkpoint.state['step']:06d}"
     aside = folder / f".writing-{final.name}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -61,7 +61,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         model, ema, optimizer = (load_file(path / name) for name in FILES[:3])
         return Checkpoint(model, ema, optimizer, json.loads((path / "state.json").read_text()))
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error}): delete it to resume from the one before") from error
+        raise UserError(f"checkpoint {path} cannot be read ({error}): delete it to resume from an older one") from error
 
 
 def adam_state(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:

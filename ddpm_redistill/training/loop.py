@@ -33,9 +33,7 @@ SAMPLE_GRID_STEPS = 25
 
 def make_accelerator(config: TrainingConfig, run: RunFolder) -> Accelerator:
     """Accelerate for this process. Raises UserError when the global batch does not divide into equal shares."""
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=str(run.path)
-    )
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=str(run.path))
     parts = accelerator.num_processes * config.gradient_accumulation
     if config.batch_size % parts:
         raise UserError(
@@ -187,7 +185,12 @@ def _synchronised(accelerator: Accelerator, model: nn.Module):
 
 
 def _restore(
-    network: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, names: list[str], run: RunFolder, accelerator: Accelerator
+    network: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    run: RunFolder,
+    accelerator: Accelerator,
 ) -> int:
     """Load the newest complete checkpoint, the same one in every process -> the step to go on from."""
     newest = [str(path) for path in list_checkpoints(run.checkpoints)[-1:]]

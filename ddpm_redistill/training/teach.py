@@ -38,7 +38,8 @@ def teach(config: TeachConfig, *, resume: bool = False, dry_run: bool = False) -
     log.info("running %d process(es) on %s", accelerator.num_processes, accelerator.device)
     if accelerator.is_main_process:
         run.start(config)
-        run.write_json("provenance.json", {"data": images.description, "data_sha256": images.fingerprint, **environment()})
+        data = {"data": images.description, "data_sha256": images.fingerprint}
+        run.write_json("provenance.json", {**data, **environment()})
     accelerator.wait_for_everyone()
 
     alphas_cumprod = scheduler.alphas_cumprod.to(accelerator.device)
@@ -84,5 +85,6 @@ def build_teacher(config: TeachConfig) -> tuple[UNet2DModel, DDPMScheduler]:
         raise UserError(f"diffusers refuses the unet or scheduler of this config: {error}") from error
     strided = sum(bool(block.downsamplers) for block in unet.down_blocks)
     if config.image_size % 2**strided:
-        raise UserError(f"image_size {config.image_size} does not divide by {2**strided}, as {strided} down-samplers need")
+        need = f"as {strided} down-samplers need"
+        raise UserError(f"image_size {config.image_size} does not divide by {2**strided}, {need}")
     return unet, scheduler
