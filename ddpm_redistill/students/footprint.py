@@ -15,7 +15,7 @@ def unet_memory(unet: UNet2DModel, *, batch_size: int = 1) -> MemoryProfile:
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     sample = torch.empty(batch_size, unet.config.in_channels, height, width, device="meta")
-    return profile_memory(unet, sample, torch.zeros((), dtype=torch.long, device="meta"))
+    return profile_memory(unet, sample, 0)
 
 
 def planned_memory(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, MemoryProfile]:
