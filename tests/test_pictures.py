@@ -39,9 +39,7 @@ def test_grid_enlarges_small_images_without_blur(channels: int) -> None:
 
 
 def test_grid_leaves_large_images_as_they_are() -> None:
-    images = torch.randint(
-        0, 256, (1, 3, 80, 72), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.randint(0, 256, (1, 3, 80, 72), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     picture = opened(grid_png_bytes(images, columns=8))
     assert picture.getpixel((picture.width - 72, 0)) is not None
     assert picture.width >= 72

@@ -23,7 +23,7 @@ def model(scale: float) -> dict[str, Any]:
         "tensor_peak": int(7 * MIB * scale),
         "weights": 142_985_228,
         "parameters": 35_746_307,
-        "macs": int(6_065_000_000 * scale),
+        "macs": int(6_068_000_000 * scale),
     }
 
 
@@ -125,23 +125,10 @@ def test_a_whole_report(tmp_path: Path) -> None:
     assert saved == json.loads(json.dumps(made()))
     for heading in ("Samples", "Distances", "Memory", "Speed and size", "Training", "Plan", "Provenance"):
         assert heading in page.words
-    for shown in (
-        "4.00\u00d7",
-        "98.2",
-        "2.50\u00d7",
-        "7,340,032 B",
-        "7.00 MiB",
-        "1.75 MiB",
-        "\u00b1 0.125",
-        "6.06 G",
-        "35,746,307",
-        "1, 2, 2, 2",
-        "16 \u00d7 24",
-        "its output",
-        "red_stem",
-        "versions \u00b7 torch",
-        "2.15.0",
-    ):
+    for shown in [
+        *("4.00\u00d7", "98.2", "2.50\u00d7", "7,340,032 B", "7.00 MiB", "1.75 MiB", "\u00b1 0.125", "6.07 G"),
+        *("35,746,307", "1, 2, 2, 2", "16 \u00d7 24", "its output", "red_stem", "versions \u00b7 torch", "2.15.0"),
+    ]:
         assert shown in page.words, shown
 
 

@@ -77,7 +77,7 @@ def loss_curves(metrics_rows: Sequence[Mapping[str, Any]]) -> bytes:
             series[name] = list(zip(*points, strict=True))
     if not series:
         raise UserError("there are no losses to draw: no row has a step and a positive loss")
-    figure, axes = _chart(8.4, 3.4)
+    figure, axes = _chart(6.0, 3.2)
     for index, (name, (steps, values)) in enumerate(series.items()):
         width, order = (2.0, 3) if name == "loss" else (1.2, 2)
         marker = "o" if len(steps) < 3 else None
@@ -86,7 +86,7 @@ def loss_curves(metrics_rows: Sequence[Mapping[str, Any]]) -> bytes:
     axes.set_yscale("log")
     axes.set_xlabel("training step", color=INK)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.legend(frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    axes.legend(frameon=False, labelcolor=INK, loc="upper right", ncols=2 if len(series) > 3 else 1)
     return _png(figure)
 
 
@@ -101,7 +101,7 @@ def memory_bars(memory: Mapping[str, Any]) -> bytes:
     if not peaks:
         raise UserError("there are no peaks to draw: memory has no known value")
     step = len(models) + 0.7
-    figure, axes = _chart(8.4, 0.7 + 0.3 * step * len(peaks))
+    figure, axes = _chart(6.0, 0.7 + 0.3 * step * len(peaks))
     widest = max(values.get(key) or 0 for _, values in models for key in peaks) / MIB
     for offset, (name, values) in enumerate(models):
         colour = TEACHER_COLOUR if name == "teacher" else STUDENT_COLOUR
@@ -109,7 +109,7 @@ def memory_bars(memory: Mapping[str, Any]) -> bytes:
         label = name if len(models) > 1 else "model"
         axes.barh([y for y, _ in known], [mib for _, mib in known], 0.86, color=colour, label=label)
         for y, mib in known:
-            axes.text(mib + widest * 0.01, y, f"{mib:.2f}", va="center", fontsize=9, color=INK)
+            axes.text(mib + widest * 0.01, y, f"{mib:.2f}", va="center", fontsize=10, color=INK)
     axes.set_yticks([row * step + (len(models) - 1) / 2 for row in range(len(peaks))])
     axes.set_yticklabels([PEAKS[key] for key in peaks])
     axes.invert_yaxis()
@@ -123,12 +123,12 @@ def memory_bars(memory: Mapping[str, Any]) -> bytes:
 
 
 def _chart(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=200, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#aab4bd")
-    axes.tick_params(colors=INK, labelsize=9)
+    axes.tick_params(colors=INK, labelsize=10)
     return figure, axes
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from . import report_sections as s
 from . import report_template as h
-from .report_sections import MEMORY, METRICS, extractor_name, mib, number, ratio
+from .report_sections import MEMORY, METRICS, TIMES, extractor_name, mib, number, ratio
 
 
 def write_report(
@@ -65,7 +65,7 @@ def _page(report: dict[str, Any], grids: Mapping[str, Image.Image], rows: Sequen
 def _subtitle(plan: dict[str, Any], distances: dict[str, Any]) -> str:
     parts = []
     if plan.get("reduction"):
-        parts.append(f"Feature maps {plan['reduction']}x smaller in height and width")
+        parts.append(f"Feature maps {plan['reduction']}{TIMES} smaller in height and width")
     if plan.get("prediction_type"):
         parts.append(f"predicts {plan['prediction_type']}")
     if distances.get("num_images"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..errors import UserError
 from . import report_template as h
 from .pictures import MIB, NOT_LOSSES, PEAKS, loss_curves, memory_bars, png_bytes
 
@@ -154,12 +155,14 @@ def speed_section(speed: dict[str, Any], memory: dict[str, Any]) -> str:
 
 def losses_section(rows: Sequence[Mapping[str, Any]]) -> str:
     losses = [row for row in rows if "step" in row and set(row) - NOT_LOSSES]
-    if not losses:
+    try:
+        png = loss_curves(losses)
+    except UserError:  # no row has a loss that can be drawn
         return ""
     last = losses[-1]
     parts = [f"{name} {number(value)}" for name, value in last.items() if name not in NOT_LOSSES]
     alt = f"Losses by training step; at step {last['step']}: {', '.join(parts)}"
-    return h.picture(loss_curves(losses), alt, css_class="chart")
+    return h.picture(png, alt, css_class="chart")
 
 
 def plan_section(plan: dict[str, Any]) -> str:
@@ -170,8 +173,10 @@ def plan_section(plan: dict[str, Any]) -> str:
         "teacher_strides": "Strides of the teacher",
         "student_strides": "Strides of the student",
         "prediction_type": "The student predicts",
+        "red_placement": "RED placement",
         "red_norm": "RED norm",
         "red_start": "RED start",
+        "start": "Start of the other weights",
     }
     settings = [(label, _plain(plan[key])) for key, label in names.items() if plan.get(key) is not None]
     rows = []

@@ -23,7 +23,7 @@ body {
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
 }
 main { max-width: 1040px; margin: 0 auto; padding: 48px 32px 72px }
-header p { margin: 0; color: var(--soft) }
+header p { margin: 0; max-width: none; color: var(--soft) }
 h1 { font-size: 30px; line-height: 1.2; letter-spacing: -0.01em; margin: 0 0 6px; font-weight: 650 }
 h2 { font-size: 20px; line-height: 1.3; margin: 0 0 14px; font-weight: 650 }
 section { margin-top: 52px }
@@ -47,7 +47,7 @@ figure { margin: 0 }
 figcaption { font-size: 15px; font-weight: 600; margin-bottom: 8px }
 img { display: block; max-width: 100%; height: auto }
 .grids img { width: 100%; max-width: 640px; image-rendering: pixelated }
-.chart { margin-top: 24px; max-width: 840px }
+.chart { margin-top: 24px; max-width: 640px }
 .scroll { overflow-x: auto }
 .facts + .scroll { margin-top: 24px }
 table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums }
@@ -83,6 +83,14 @@ code {
   table { font-size: 14px }
   th, td { padding-right: 10px }
   small, code { font-size: 12px }
+  /* a row's name takes a line of its own, its values stand below it under their column's name */
+  .scroll tr { display: grid; grid-template-columns: repeat(var(--values), 1fr); padding: 8px 0 }
+  .scroll tr { border-bottom: 1px solid var(--line) }
+  .scroll thead tr { border-bottom-color: var(--ink); padding-bottom: 4px }
+  .scroll th, .scroll td { border: 0; padding: 1px 10px 1px 0 }
+  .scroll tbody th { grid-column: 1 / -1; padding-right: 0 }
+  .scroll thead th:first-child { display: none }
+  .scroll td.number, .scroll th.number { text-align: left }
 }
 @media print {
   @page { margin: 16mm }
@@ -157,7 +165,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: i
         cells = "".join(f"<td{k}>{value}</td>" for value, k in zip(rest, kind[1:], strict=True))
         body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     return (
-        f'<div class="scroll"><table aria-label="{text(label)}"><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll"><table aria-label="{text(label)}" style="--values: {len(columns) - 1}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 

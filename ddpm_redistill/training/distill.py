@@ -56,7 +56,6 @@ def distill(config: DistillConfig, *, resume: bool = False, dry_run: bool = Fals
 
     # 2. the student, and the loss against its teacher
     student = derive_student(teacher.unet, plan, seed=config.seed)
-    student.register_to_config(sample_size=size)
     teacher.unet.to(accelerator.device)
     objective = distillation_objective(teacher, student, plan, config.loss, accelerator.device)
     draws = Draws(

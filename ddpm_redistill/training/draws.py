@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import seeded_generator
 
 
@@ -70,9 +71,11 @@ def micro_batches(
 
     loader = DataLoader(
         draws,
-        batch_sampler=list(indices()),
+        batch_sampler=indices(),  # type: ignore[arg-type]  # lazily: a long run has very many
         num_workers=num_workers,
-        persistent_workers=False,
         generator=torch.Generator(),  # else making an iterator consumes the global random state
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except UserError as error:  # from a worker process it comes with that process's traceback
+        raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from None

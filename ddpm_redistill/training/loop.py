@@ -1,5 +1,6 @@
 """The training loop, shared by ``teach`` and ``distill``: it knows batches, named loss parts and weights, no method."""
 
+import contextlib
 import logging
 import math
 import time
@@ -118,8 +119,9 @@ def train(
         logged: dict[str, torch.Tensor] = {}
         for micro in range(config.gradient_accumulation):
             batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in next(batches).items()}
-            accelerator.gradient_state._set_sync_gradients(micro == config.gradient_accumulation - 1)
-            with _synchronised(accelerator, prepared):
+            # Gradients are reduced over processes with the last micro-batch only.
+            more = micro < config.gradient_accumulation - 1
+            with accelerator.no_sync(prepared) if more else contextlib.nullcontext():
                 with accelerator.autocast():
                     parts = objective(prepared, batch)
                 loss = sum((weights[name] * parts[name] for name in weights if name in parts), torch.zeros(()))
@@ -137,11 +139,14 @@ def train(
         seen += draws.batch_size
         bar.update(draws.batch_size)
         last = done == config.steps
-        if last or done % config.log_every == 0:
+        checkpoint_due = last or done % config.checkpoint_every == 0
+        if checkpoint_due or done % config.log_every == 0:
             row = {name: float(accelerator.reduce(value, "mean")) for name, value in logged.items()}
+            # A scaler skips a step whose gradients overflow; without one they would be in the weights now.
+            row |= {} if accelerator.scaler else {"grad_norm": float(norm)}
             _check_finite(row, done, run)
             rate_now = seen / (time.perf_counter() - started)
-            row |= {"learning_rate": rate, "grad_norm": float(norm), "images_per_second": rate_now}
+            row |= {"grad_norm": float(norm), "learning_rate": rate, "images_per_second": rate_now}
             accelerator.log(row, step=done)
             if accelerator.is_main_process:
                 run.append_metrics({"step": done, **row})
@@ -149,7 +154,7 @@ def train(
         if accelerator.is_main_process:
             if config.sample_every and (last or done % config.sample_every == 0):
                 sample_grid(sampler, ema, run.samples / f"step-{done:06d}.png")
-            if last or done % config.checkpoint_every == 0:
+            if checkpoint_due:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
                 state = {"step": done, "ema_updates": ema.updates, "scaler": scaler}
                 checkpoint = Checkpoint(network.state_dict(), ema.shadow, adam_state(optimizer, names), state)
@@ -175,13 +180,6 @@ def sample_grid(sampler: RedDDPMPipeline, ema: EMA, path: Path) -> None:
     network.train(training)
     path.parent.mkdir(exist_ok=True)
     save_image(images, path, nrow=8, padding=1)
-
-
-def _synchronised(accelerator: Accelerator, model: nn.Module):
-    """Gradients are reduced over processes with the last micro-batch only."""
-    import contextlib
-
-    return contextlib.nullcontext() if accelerator.sync_gradients else accelerator.no_sync(model)
 
 
 def _restore(

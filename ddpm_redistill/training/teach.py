@@ -77,7 +77,7 @@ def build_teacher(config: TeachConfig) -> tuple[UNet2DModel, DDPMScheduler]:
         if unknown:
             raise UserError(f"{section}.{sorted(unknown)[0]} is not a setting here: see diffusers' {target.__name__}")
     # diffusers' own initialisation draws from the global random state.
-    torch.manual_seed(seeded_generator(config.seed, "init").initial_seed() % 2**63)
+    torch.manual_seed(seeded_generator(config.seed, "init").initial_seed())
     try:
         unet = UNet2DModel.from_config(json.loads(json.dumps({**config.unet, **taken})))
         scheduler = DDPMScheduler(**config.scheduler)
