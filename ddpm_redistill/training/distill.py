@@ -68,7 +68,7 @@ def distill(config: DistillConfig, *, resume: bool = False, dry_run: bool = Fals
     scheduler = DDPMScheduler.from_config(teacher.scheduler.config, prediction_type=plan.prediction_type)
     sampler = RedDDPMPipeline(student, scheduler).set_scheduler("ddim")
     sampler.set_progress_bar_config(disable=True)
-    weights = {"task": config.loss.task, "output": config.loss.output, "red": config.loss.red}
+    weights = {name: float(getattr(config.loss, name)) for name in ("task", "output", "red")}
 
     # 3. training, and the folder that opens in diffusers
     train(student, objective, weights, draws, sampler, config.training, run, accelerator, resume=resume)
