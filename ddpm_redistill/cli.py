@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
-from .cli_text import memory_table, settings_text, summary
+from .cli_text import memory_table, summary
 from .config import DistillConfig, StudentConfig, TeachConfig
 from .errors import UserError
 
@@ -113,17 +113,14 @@ def run_teach(arguments: Namespace) -> None:
 
     quiet_libraries()
     config = TeachConfig(**as_settings(arguments, TeachConfig))
-    show_config(config)
     teach(config, resume=arguments.resume, dry_run=arguments.dry_run)
 
 
 def run_distill(arguments: Namespace) -> None:
-    from .config import resolve
     from .training.distill import distill
 
     quiet_libraries()
-    config = resolve(DistillConfig(**as_settings(arguments, DistillConfig)))
-    show_config(config)
+    config = DistillConfig(**as_settings(arguments, DistillConfig))
     distill(config, resume=arguments.resume, dry_run=arguments.dry_run)
 
 
@@ -217,10 +214,6 @@ def as_settings(arguments: Namespace, config_class: type) -> dict[str, Any]:
             value = get_type_hints(config_class)[field.name](**value.as_dict())
         settings[field.name] = value
     return settings
-
-
-def show_config(config: Any) -> None:
-    log.info("%s\n", settings_text(config))
 
 
 def quiet_libraries() -> None:

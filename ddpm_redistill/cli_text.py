@@ -1,6 +1,5 @@
 """What the command line shows of its results, as text."""
 
-from dataclasses import asdict
 from typing import Any
 
 MIB = 2**20
@@ -37,10 +36,3 @@ def summary(report: dict[str, Any]) -> str:
     for name, row in speed.items():
         lines.append(f"{name}: {row['images_per_second']:.1f} images/s at {row['num_inference_steps']} steps")
     return "\n".join([*lines, memory_table(report["memory"])])
-
-
-def settings_text(config: Any) -> str:
-    """A resolved config as YAML."""
-    import yaml
-
-    return yaml.safe_dump(asdict(config), sort_keys=False).rstrip()

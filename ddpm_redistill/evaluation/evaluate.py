@@ -104,13 +104,10 @@ def evaluate(
             **environment(),
         },
     }
-    grids = {
-        {"student": "Student", "teacher": "Teacher"}[name]: image_grid(result.images[:GRID_IMAGES], GRID_COLUMNS)
-        for name, result in samples.items()
-    }
+    grids = {name: image_grid(result.images[:GRID_IMAGES], GRID_COLUMNS) for name, result in samples.items()}
     if real is not None:
         shown = torch.stack([real[i] for i in range(min(GRID_IMAGES, len(real)))])
-        grids["Data"] = image_grid(shown, GRID_COLUMNS)
+        grids["data"] = image_grid(shown, GRID_COLUMNS)
     curves = Path(model).parent / "metrics.jsonl"
     rows = read_metrics(curves) if curves.is_file() else None
     page = write_report(report, Path(output_dir), grids=grids, metrics_rows=rows)

@@ -21,7 +21,7 @@ from ..students.derive import derive_student
 from ..students.plan import StudentPlan, plan_student
 from .draws import Draws
 from .loop import Batch, Objective, make_accelerator, train
-from .run_folder import RunFolder
+from .run_folder import RunFolder, settings_text
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -39,12 +39,11 @@ def distill(config: DistillConfig, *, resume: bool = False, dry_run: bool = Fals
     teacher = load_teacher(config.teacher)
     size = config.image_size or teacher.unet.config.sample_size
     plan = plan_student({**teacher.unet.config, "sample_size": size}, config.student)
-    log.info("plan: %s", plan)
     images = open_images(config.data, image_size=size, channels=teacher.unet.config.in_channels)
-    log.info("data: %s", images.description)
+    accelerator = make_accelerator(config.training, run)
+    log.info("%s\nplan: %s\ndata: %s", settings_text(config), plan, images.description)
     if dry_run:
         return None
-    accelerator = make_accelerator(config.training, run)
     log.info("running %d process(es) on %s", accelerator.num_processes, accelerator.device)
     if accelerator.is_main_process:
         run.start(config)

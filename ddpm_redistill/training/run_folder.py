@@ -47,7 +47,7 @@ class RunFolder:
     def start(self, config: DistillConfig | TeachConfig) -> None:
         """Make the folder and write the resolved config."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_aside(self.config, yaml.safe_dump(asdict(config), sort_keys=False))
+        write_aside(self.config, settings_text(config))
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         write_aside(self.path / name, json.dumps(content, indent=2))
@@ -61,6 +61,11 @@ class RunFolder:
         if self.metrics.exists():
             rows = [row for row in read_metrics(self.metrics) if row["step"] <= step]
             write_aside(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def settings_text(config: DistillConfig | TeachConfig) -> str:
+    """A resolved config as YAML."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..provenance import environment
 from ..sources.images import open_images
 from .draws import Draws
 from .loop import Batch, make_accelerator, train
-from .run_folder import RunFolder
+from .run_folder import RunFolder, settings_text
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -30,11 +30,11 @@ def teach(config: TeachConfig, *, resume: bool = False, dry_run: bool = False) -
     run = RunFolder(config.output_dir)
     run.check(config, resume=resume)
     images = open_images(config.data, image_size=config.image_size, channels=config.channels)
-    log.info("data: %s", images.description)
     unet, scheduler = build_teacher(config)
+    accelerator = make_accelerator(config.training, run)
+    log.info("%s\ndata: %s", settings_text(config), images.description)
     if dry_run:
         return None
-    accelerator = make_accelerator(config.training, run)
     log.info("running %d process(es) on %s", accelerator.num_processes, accelerator.device)
     if accelerator.is_main_process:
         run.start(config)
