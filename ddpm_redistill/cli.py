@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
@@ -39,7 +39,10 @@ class OneLineParser(ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb. Exits with 2 after a person's mistake, 130 after Ctrl-C."""
     parser, verbs = build_parser()
-    arguments = parser.parse_args(argv)
+    try:
+        arguments = parser.parse_args(argv)
+    except UnicodeDecodeError as error:
+        fail(f"the config file is not UTF-8 text: {error}")
     verb = arguments.verb
     if verb is None:
         parser.print_help()
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     try:
         verbs[verb](arguments[verb])
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         fail(str(error))
     except KeyboardInterrupt:
         print("ddpm-redistill: interrupted", file=sys.stderr)
@@ -72,6 +75,8 @@ def run_plan(arguments: Namespace) -> None:
     model = find_model(arguments.teacher)
     if model.network_class != "UNet2DModel":
         raise UserError(f"{arguments.teacher} is a student already: give the teacher that it was made from")
+    if arguments.image_size is not None and arguments.image_size < 1:
+        raise UserError(f"image_size must be at least 1, not {arguments.image_size}")
     size = arguments.image_size or model.config.get("sample_size")
     options = StudentConfig(reduction=arguments.reduction, red_placement=arguments.red_placement)
     plan = plan_student({**model.config, "sample_size": size}, options)
@@ -152,7 +157,7 @@ def run_sample(arguments: Namespace) -> None:
             pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
             Image.fromarray(pixels).save(output / f"{count:06d}.png")
             count += 1
-    grid = output.with_name(output.name + "_grid.png")
+    grid = output.resolve().with_name(output.resolve().name + "_grid.png")  # of "." too
     image_grid(torch.stack(first), GRID_COLUMNS).save(grid)
     log.info("%d images in %s, the first of them in %s", count, output, grid)
 
@@ -209,9 +214,11 @@ def as_settings(arguments: Namespace, config_class: type) -> dict[str, Any]:
     """The fields of a config among the parsed arguments, nested ones as dataclasses."""
     settings = {}
     for field in fields(config_class):
-        value = arguments[field.name]
-        if isinstance(value, Namespace):
-            value = get_type_hints(config_class)[field.name](**value.as_dict())
+        value, kind = arguments[field.name], get_type_hints(config_class)[field.name]
+        if is_dataclass(kind):
+            if not isinstance(value, Namespace):  # the parser lets `training: 3` in a file pass
+                raise UserError(f"{field.name} must be a group of settings, not {value!r}")
+            value = kind(**value.as_dict())
         settings[field.name] = value
     return settings
 

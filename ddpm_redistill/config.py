@@ -124,6 +124,10 @@ class DistillConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"image_size must be at least 1, not {self.image_size}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeachConfig:

@@ -52,7 +52,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if all((path / name).is_file() for name in FILES))
+    complete = [path for path in folder.glob("step-*") if all((path / name).is_file() for name in FILES)]
+    return sorted(complete, key=lambda path: (len(path.name), path.name))  # by number: step-1000000 is past six digits
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..config import TrainingConfig
 from ..core.ema import EMA
 from ..errors import UserError
-from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, seeded_generator
 from .checkpoint import Checkpoint, adam_state, list_checkpoints, load_checkpoint, restore_adam_state, save_checkpoint
 from .draws import Draws, micro_batches
 from .run_folder import RunFolder
@@ -115,7 +115,7 @@ def train(
         for group in prepared_optimizer.param_groups:
             group["lr"] = rate
         # Dropout is the only draw left to the global random state: make it a function of the step too.
-        torch.manual_seed(draws.seed * 1_000_003 + step * 1_009 + accelerator.process_index)
+        torch.manual_seed(seeded_generator(draws.seed, "dropout", step, accelerator.process_index).initial_seed())
         logged: dict[str, torch.Tensor] = {}
         for micro in range(config.gradient_accumulation):
             batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in next(batches).items()}
@@ -173,8 +173,9 @@ def sample_grid(sampler: RedDDPMPipeline, ema: EMA, path: Path) -> None:
     training = network.training
     ema.copy_to(network)
     network.eval()
+    steps = min(SAMPLE_GRID_STEPS, sampler.scheduler.config.num_train_timesteps)
     images = sampler(
-        SAMPLE_GRID_IMAGES, num_inference_steps=SAMPLE_GRID_STEPS, batch_size=SAMPLE_GRID_IMAGES, output_type="pt"
+        SAMPLE_GRID_IMAGES, num_inference_steps=steps, batch_size=SAMPLE_GRID_IMAGES, output_type="pt"
     ).images
     network.load_state_dict(own)
     network.train(training)

@@ -3,12 +3,13 @@
 import json
 import logging
 from pathlib import Path
+from typing import get_args
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
-from ..config import TeachConfig
+from ..config import PredictionType, TeachConfig
 from ..core.losses import epsilon_of, task_loss
 from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, seeded_generator
@@ -81,8 +82,14 @@ def build_teacher(config: TeachConfig) -> tuple[UNet2DModel, DDPMScheduler]:
     try:
         unet = UNet2DModel.from_config(json.loads(json.dumps({**config.unet, **taken})))
         scheduler = DDPMScheduler(**config.scheduler)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"diffusers refuses the unet or scheduler of this config: {error}") from error
+    if unet.class_embedding is not None:
+        raise UserError("the unet of this config is class-conditional, and data sources here carry no labels")
+    if scheduler.config.num_train_timesteps < 1:
+        raise UserError(f"scheduler.num_train_timesteps must be at least 1, not {scheduler.config.num_train_timesteps}")
+    if scheduler.config.prediction_type not in get_args(PredictionType):
+        raise UserError(f"scheduler.prediction_type must be one of {', '.join(get_args(PredictionType))}")
     strided = sum(bool(block.downsamplers) for block in unet.down_blocks)
     if config.image_size % 2**strided:
         need = f"as {strided} down-samplers need"
