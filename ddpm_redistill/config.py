@@ -38,12 +38,14 @@ class LossConfig:
         output: weight of MSE(epsilon, teacher's epsilon).
         red: weight (the paper's alpha) of the RED alignment loss.
         red_distance: distance between channel-averaged maps, mse or cosine.
+        min_snr_gamma: weight task and output errors over timesteps by min(SNR, gamma) / SNR; 0 for no weighting.
     """
 
     task: float | None = None
     output: float | None = None
     red: float | None = None
     red_distance: Literal["mse", "cosine"] | None = None
+    min_snr_gamma: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +167,9 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "red_norm": "batch",
             "red_start": "identity",
             "start": "teacher",
-            "prediction_type": "v_prediction",
+            "prediction_type": "sample",
         },
-        "loss": {"task": 0.0, "output": 1.0, "red": 0.0, "red_distance": "mse"},
+        "loss": {"task": 0.0, "output": 1.0, "red": 0.0, "red_distance": "mse", "min_snr_gamma": 5.0},
     },
     "redistill": {
         "student": {
@@ -177,7 +179,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "start": "random",
             "prediction_type": "epsilon",
         },
-        "loss": {"task": 1.0, "output": 0.0, "red": 50.0, "red_distance": "mse"},
+        "loss": {"task": 1.0, "output": 0.0, "red": 50.0, "red_distance": "mse", "min_snr_gamma": 0.0},
     },
     "redistill_cosine": {
         "student": {
@@ -187,7 +189,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "start": "random",
             "prediction_type": "epsilon",
         },
-        "loss": {"task": 1.0, "output": 0.0, "red": 50.0, "red_distance": "cosine"},
+        "loss": {"task": 1.0, "output": 0.0, "red": 50.0, "red_distance": "cosine", "min_snr_gamma": 0.0},
     },
 }
 
@@ -204,7 +206,7 @@ def resolve(config: DistillConfig) -> DistillConfig:
     student = {**recipe["student"], **_given(config.student)}
     loss = {**recipe["loss"], **_given(config.loss)}
     weights = {name: loss[name] for name in ("task", "output", "red")}
-    for name, weight in weights.items():
+    for name, weight in {**weights, "min_snr_gamma": loss["min_snr_gamma"]}.items():
         if not 0 <= weight < float("inf"):
             raise UserError(f"loss.{name} must be zero or positive, not {weight}")
     if not any(weights.values()):

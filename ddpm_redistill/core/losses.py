@@ -29,14 +29,28 @@ def epsilon_of(prediction: torch.Tensor, noisy: torch.Tensor, abar: torch.Tensor
     raise ValueError(f"unknown prediction type {prediction_type!r}: expected epsilon, v_prediction or sample")
 
 
-def task_loss(epsilon: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Noise prediction, mean of (epsilon - noise)^2 over (B, C, H, W) (Ho et al. 2020, eq. 14) -> scalar."""
-    return F.mse_loss(epsilon, noise)
+def min_snr_weight(abar: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Weight (B,) of each sample's squared error in epsilon, min(SNR, gamma) / SNR with SNR = abar / (1 - abar).
+
+    Hang et al. 2023, arXiv 2303.09556, section 3.4. An error in epsilon is SNR times the error in x_0, so that
+    without it the timesteps with next to no noise outweigh all others for a network that predicts the sample.
+    """
+    snr = abar / (1 - abar)
+    return snr.clamp(max=gamma) / snr
 
 
-def output_loss(epsilon: torch.Tensor, teacher_epsilon: torch.Tensor) -> torch.Tensor:
-    """Mean of (epsilon - teacher's epsilon)^2 over (B, C, H, W) -> scalar."""
-    return F.mse_loss(epsilon, teacher_epsilon)
+def task_loss(epsilon: torch.Tensor, noise: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Noise prediction, mean of (epsilon - noise)^2 over (B, C, H, W) (Ho et al. 2020, eq. 14) -> scalar.
+
+    weight: (B,), multiplies each sample's error.
+    """
+    error = (epsilon - noise).square().flatten(1).mean(1)  # (B,)
+    return error.mean() if weight is None else (weight * error).mean()
+
+
+def output_loss(epsilon: torch.Tensor, teacher_epsilon: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """``task_loss`` with the teacher's epsilon in the place of the noise."""
+    return task_loss(epsilon, teacher_epsilon, weight)
 
 
 def red_distance(student_map: torch.Tensor, teacher_map: torch.Tensor, distance: str) -> torch.Tensor:

@@ -105,8 +105,8 @@ def memory_section(memory: dict[str, Any]) -> str:
     rows = []
     for key, (name, note) in MEMORY.items():
         values = [model.get(key) for model in (teacher, student) if model]
-        if any(value is not None for value in values):
-            cells = [h.cell(mib(v), f"{v:,} B" if v is not None else "") for v in values]
+        if any(values):
+            cells = [h.cell(mib(v), f"{v:,} B") if v else h.cell(DASH) for v in values]
             if len(values) == 2:
                 cells.append(h.cell(ratio(*values) or DASH))
             rows.append([h.cell(name, note), *cells])
@@ -114,6 +114,11 @@ def memory_section(memory: dict[str, Any]) -> str:
         return ""
     columns = ["Teacher", "Student", "Smaller by"] if teacher and student else ["Model"]
     known = any(model.get(key) for model in (teacher, student) for key in PEAKS)
+    places = [
+        f"{name} in {model['peak_module']} ({model.get('peak_operation')})"
+        for name, model in (("Teacher", teacher), ("Student" if teacher else "Model", student))
+        if model.get("peak_module")
+    ]
     lead = (
         "Peaks of activations in 32-bit floats for one image, each by its own definition; "
         "different definitions are different quantities."
@@ -122,6 +127,7 @@ def memory_section(memory: dict[str, Any]) -> str:
         "Memory",
         h.paragraph(lead),
         h.table(["", *columns], rows, label="Memory"),
+        h.paragraph(f"The exact peak occurs: {'; '.join(places)}.", "note") if places else "",
         h.picture(memory_bars(memory), BARS_ALT, css_class="chart") if known else "",
     )
 

@@ -164,10 +164,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: i
     for first, *rest in rows:
         cells = "".join(f"<td{k}>{value}</td>" for value, k in zip(rest, kind[1:], strict=True))
         body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
-    return (
-        f'<div class="scroll"><table aria-label="{text(label)}" style="--values: {len(columns) - 1}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+    opening = f'<table aria-label="{text(label)}" style="--values: {len(columns) - 1}">'
+    inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return f'<div class="scroll">{opening}{inside}</table></div>'
 
 
 def facts(rows: Iterable[tuple[str, object]], label: str = "") -> str:

@@ -132,7 +132,9 @@ def resampling_table(config: dict[str, Any]) -> list[Resampling]:
         UserError: a kind of network that has no student here.
     """
     unet = build_on_meta(config)
+    config = dict(unet.config)  # what was left open has diffusers' defaults here
     size, depth = config["sample_size"], len(config["down_block_types"])
+    size = size if isinstance(size, int) else size[0]
     downs = [f"down_blocks.{i}.downsamplers.0" for i in range(depth) if unet.down_blocks[i].downsamplers]
     ups = [f"up_blocks.{i}.upsamplers.0" for i in range(depth) if unet.up_blocks[i].upsamplers]
     if len(downs) != depth - 1 or len(ups) != depth - 1:

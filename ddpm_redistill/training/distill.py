@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from ..config import DistillConfig, LossConfig, resolve
-from ..core.losses import epsilon_of, output_loss, red_loss, task_loss
+from ..core.losses import epsilon_of, min_snr_weight, output_loss, red_loss, task_loss
 from ..core.taps import Tap, reading
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
@@ -75,6 +75,7 @@ def distill(config: DistillConfig, *, resume: bool = False, dry_run: bool = Fals
         write_pipeline(RedDDPMPipeline(student, scheduler), run.path / "student")
         log.info("student written to %s", run.path / "student")
     accelerator.wait_for_everyone()
+    accelerator.end_training()  # ends the process group too: nothing may wait after it
     return run.path / "student"
 
 
@@ -96,11 +97,13 @@ def distillation_objective(
         with reading(student, student_taps) as student_maps, reading(teacher.unet, teacher_taps) as teacher_maps:
             prediction = network(noisy, timesteps).sample.float()
             epsilon = epsilon_of(prediction, noisy, abar, plan.prediction_type)
-            parts = {"task": task_loss(epsilon, noise)}
+            weight = min_snr_weight(abar, loss.min_snr_gamma) if loss.min_snr_gamma else None
+            parts = {"task": task_loss(epsilon, noise, weight)}
             if needs_teacher:
                 with torch.no_grad():
                     teacher_prediction = teacher.unet(noisy, timesteps).sample.float()
-                parts["output"] = output_loss(epsilon, epsilon_of(teacher_prediction, noisy, abar, teacher_type))
+                teacher_epsilon = epsilon_of(teacher_prediction, noisy, abar, teacher_type)
+                parts["output"] = output_loss(epsilon, teacher_epsilon, weight)
             if aligned:
                 pairs = [(student_maps[s], teacher_maps[t]) for s, t in zip(student_taps, teacher_taps, strict=True)]
                 parts["red"] = red_loss(pairs, str(loss.red_distance))

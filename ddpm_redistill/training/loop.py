@@ -161,7 +161,6 @@ def train(
                 save_checkpoint(run.checkpoints, checkpoint, config.keep_checkpoints)
         accelerator.wait_for_everyone()
     bar.close()
-    accelerator.end_training()
     ema.copy_to(network)
     network.eval()
 

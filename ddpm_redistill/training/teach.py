@@ -67,6 +67,7 @@ def teach(config: TeachConfig, *, resume: bool = False, dry_run: bool = False) -
         pipeline.save_pretrained(run.path / "teacher")
         log.info("teacher written to %s", run.path / "teacher")
     accelerator.wait_for_everyone()
+    accelerator.end_training()  # ends the process group too: nothing may wait after it
     return run.path / "teacher"
 
 
