@@ -213,9 +213,10 @@ def run_demo(arguments: Namespace) -> None:
 def as_settings(arguments: Namespace, config_class: type) -> dict[str, Any]:
     """The fields of a config among the parsed arguments, nested ones as dataclasses."""
     settings = {}
+    kinds: dict[str, Any] = get_type_hints(config_class)
     for field in fields(config_class):
-        value, kind = arguments[field.name], get_type_hints(config_class)[field.name]
-        if is_dataclass(kind):
+        value, kind = arguments[field.name], kinds[field.name]
+        if isinstance(kind, type) and is_dataclass(kind):
             if not isinstance(value, Namespace):  # the parser lets `training: 3` in a file pass
                 raise UserError(f"{field.name} must be a group of settings, not {value!r}")
             value = kind(**value.as_dict())

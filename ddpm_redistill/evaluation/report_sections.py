@@ -199,7 +199,7 @@ def plan_section(plan: dict[str, Any]) -> str:
     return h.section(
         "Plan",
         h.facts(settings, "Plan"),
-        h.table(columns, rows, numbers_from=9, label="RED blocks") if rows else "",
+        h.table(columns, rows, numbers_from=len(columns), label="RED blocks") if rows else "",
     )
 
 

@@ -86,6 +86,9 @@ code {
   /* a row's name takes a line of its own, its values stand below it under their column's name */
   .scroll tr { display: grid; grid-template-columns: repeat(var(--values), 1fr); padding: 8px 0 }
   .scroll tr { border-bottom: 1px solid var(--line) }
+  .words code { font-size: 11px }
+  .words tr { grid-template-columns: repeat(calc(var(--values) - 1), 75px) 1fr }
+  .words thead th { font-size: 12px }
   .scroll thead tr { border-bottom-color: var(--ink); padding-bottom: 4px }
   .scroll th, .scroll td { border: 0; padding: 1px 10px 1px 0 }
   .scroll tbody th { grid-column: 1 / -1; padding-right: 0 }
@@ -98,6 +101,7 @@ code {
   main { max-width: none; padding: 0 }
   section { margin-top: 9mm }
   .figures { grid-template-columns: repeat(3, 1fr) }
+  .grids { grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)) }
   .scroll { overflow: visible }
   h2 { break-after: avoid }
   tr, figure, .figures, .caution { break-inside: avoid }
@@ -166,7 +170,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: i
         body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     opening = f'<table aria-label="{text(label)}" style="--values: {len(columns) - 1}">'
     inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
-    return f'<div class="scroll">{opening}{inside}</table></div>'
+    css_class = "scroll" if numbers_from < len(columns) else "scroll words"
+    return f'<div class="{css_class}">{opening}{inside}</table></div>'
 
 
 def facts(rows: Iterable[tuple[str, object]], label: str = "") -> str:
