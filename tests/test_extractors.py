@@ -60,12 +60,8 @@ def test_efficientnet_is_the_offline_choice_and_says_so() -> None:
 def test_efficientnet_computes_what_its_package_computes() -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
-    images = torch.randint(
-        0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    reference = EfficientNet.from_pretrained(
-        "efficientnet-lite0", str(extractors.efficientnet_weights())
-    ).eval()
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    reference = EfficientNet.from_pretrained("efficientnet-lite0", str(extractors.efficientnet_weights())).eval()
     with torch.no_grad():
         expected = reference.extract_features((images.float() - 127) / 128).mean((2, 3))
     features, logits = choose_extractor(None)(images)
@@ -111,9 +107,7 @@ def test_inception_from_a_path(suffix: str, tmp_path: Path, inception_state: dic
     assert logits.shape == (1, 1008)
 
 
-def test_inception_from_torch_hubs_cache(
-    empty_hub_cache: Path, inception_state: dict[str, torch.Tensor]
-) -> None:
+def test_inception_from_torch_hubs_cache(empty_hub_cache: Path, inception_state: dict[str, torch.Tensor]) -> None:
     empty_hub_cache.mkdir(parents=True)
     torch.save(inception_state, empty_hub_cache / INCEPTION_FILE)
     extractor = choose_extractor(None)

@@ -125,9 +125,7 @@ def test_kid_of_subsets_agrees_with_the_whole_set() -> None:
     a, b = features(120, 5), features(120, 6, 0.7)
     result = frechet_and_kid(a, b)
     expected = independent_kid(a.values.double().numpy(), b.values.double().numpy())
-    assert result["kid_projection"] == pytest.approx(
-        expected, abs=4 * result["kid_projection_std"] / 10 + 1e-6
-    )
+    assert result["kid_projection"] == pytest.approx(expected, abs=4 * result["kid_projection_std"] / 10 + 1e-6)
     assert result["kid_projection_std"] > 0
 
 
@@ -168,9 +166,7 @@ def test_efficientnet_orders_the_degraded_controls() -> None:
     order = torch.randperm(5000, generator=torch.Generator().manual_seed(0))
     images = torch.tensor(mnist_data()[0]).to(torch.uint8).view(-1, 1, 28, 28)[order]
     real = extract_features(images[:80], network)
-    results = [
-        frechet_and_kid(real, extract_features(noisy(images[80:160], sigma), network)) for sigma in (0, 8, 80)
-    ]
+    results = [frechet_and_kid(real, extract_features(noisy(images[80:160], sigma), network)) for sigma in (0, 8, 80)]
     assert set(results[0]) == {
         "fd_efficientnet_lite0",
         "kid_efficientnet_lite0",
@@ -217,9 +213,7 @@ def test_inception_score_only_with_logits() -> None:
     score = inception_score(extract_features(pictures(30, 0), extractor(logits=True)))
     assert set(score) == {"isc", "isc_std"}
     assert 1 <= score["isc"] <= 5
-    assert inception_score(extract_features(pictures(1, 0), extractor(logits=True)))["isc"] == pytest.approx(
-        1
-    )
+    assert inception_score(extract_features(pictures(1, 0), extractor(logits=True)))["isc"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 999, 1000, 1001, 50_000])

@@ -18,9 +18,11 @@ MIB = 2**20
 def model(scale: float) -> dict[str, Any]:
     return {
         "paper_peak": int(3.5 * MIB * scale),
-        "red_paper_peak": None,
+        "red_paper_peak": 0,
         "paper_peak_with_skips": int(4.5 * MIB * scale),
         "tensor_peak": int(7 * MIB * scale),
+        "peak_module": "up_blocks.3.resnets.0",
+        "peak_operation": "aten.silu",
         "weights": 142_985_228,
         "parameters": 35_746_307,
         "macs": int(6_068_000_000 * scale),

@@ -87,8 +87,8 @@ code {
   .scroll tr { display: grid; grid-template-columns: repeat(var(--values), 1fr); padding: 8px 0 }
   .scroll tr { border-bottom: 1px solid var(--line) }
   .words code { font-size: 11px }
-  .words tr { grid-template-columns: repeat(calc(var(--values) - 1), 75px) 1fr }
-  .words thead th { font-size: 12px }
+  .words tr { grid-template-columns: 70px 80px 1fr }  /* the plan: channels, resolution, layer */
+  .words thead th { font-size: 12px; padding-right: 4px }
   .scroll thead tr { border-bottom-color: var(--ink); padding-bottom: 4px }
   .scroll th, .scroll td { border: 0; padding: 1px 10px 1px 0 }
   .scroll tbody th { grid-column: 1 / -1; padding-right: 0 }

@@ -1,0 +1,167 @@
+"""Checkpoints: complete or absent, the newest kept, and all that Adam knows in them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ddpm_redistill.errors import UserError
+from ddpm_redistill.training.checkpoint import (
+    FILES,
+    Checkpoint,
+    adam_state,
+    list_checkpoints,
+    load_checkpoint,
+    restore_adam_state,
+    save_checkpoint,
+)
+
+
+def checkpoint(step: int, value: float = 0.0) -> Checkpoint:
+    return Checkpoint(
+        {"w": torch.full((2, 3), value), "count": torch.tensor(step)},
+        {"w": torch.full((2, 3), value / 2)},
+        {"exp_avg/w": torch.full((2, 3), -value)},
+        {"step": step, "scaler": {}, "rate": 0.1},
+    )
+
+
+def names(folder) -> list[str]:
+    return [path.name for path in list_checkpoints(folder)]
+
+
+def test_round_trip(tmp_path):
+    written = save_checkpoint(tmp_path, checkpoint(5, 1.25), keep=0)
+    assert written == tmp_path / "step-000005"
+    read = load_checkpoint(written)
+    for part in ("model", "ema", "optimizer"):
+        wanted, found = getattr(checkpoint(5, 1.25), part), getattr(read, part)
+        assert wanted.keys() == found.keys()
+        assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+    assert read.state == checkpoint(5).state
+
+
+def test_the_format_is_open(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint(5, 1.0), keep=0)
+    assert sorted(file.name for file in path.iterdir()) == sorted(FILES)
+    assert torch.equal(load_file(path / "ema.safetensors")["w"], torch.full((2, 3), 0.5))
+    assert json.loads((path / "state.json").read_text())["step"] == 5
+
+
+def test_strided_tensors_keep_their_values(tmp_path):
+    strided = torch.arange(6.0).view(2, 3).T
+    saved = save_checkpoint(tmp_path, Checkpoint({"w": strided}, {}, {}, {"step": 1}), keep=0)
+    assert torch.equal(load_checkpoint(saved).model["w"], strided)
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 3, 4]), (1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4])])
+def test_only_the_newest_are_kept(tmp_path, keep, left):
+    for step in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, checkpoint(step), keep=keep)
+    assert names(tmp_path) == [f"step-{step:06d}" for step in left]
+    assert len(list(tmp_path.iterdir())) == len(left)
+
+
+def test_the_newest_is_known_past_a_million_steps(tmp_path):
+    for step in (999_000, 1_000_000):
+        save_checkpoint(tmp_path, checkpoint(step), keep=1)
+    assert names(tmp_path) == ["step-1000000"]
+
+
+@pytest.mark.parametrize("missing", FILES)
+def test_a_folder_without_one_of_its_files_is_no_checkpoint(tmp_path, missing):
+    save_checkpoint(tmp_path, checkpoint(1), keep=0)
+    (save_checkpoint(tmp_path, checkpoint(2), keep=0) / missing).unlink()
+    assert names(tmp_path) == ["step-000001"]
+
+
+def test_what_a_kill_left_aside_is_passed_over_and_replaced(tmp_path):
+    save_checkpoint(tmp_path, checkpoint(1), keep=0)
+    aside = tmp_path / ".writing-step-000002"
+    shutil.copytree(tmp_path / "step-000001", aside)
+    (aside / "junk").write_text("torn")
+    assert names(tmp_path) == ["step-000001"]
+    saved = save_checkpoint(tmp_path, checkpoint(2, 2.0), keep=0)
+    assert not aside.exists()
+    assert sorted(file.name for file in saved.iterdir()) == sorted(FILES)
+    assert load_checkpoint(saved).model["w"][0, 0] == 2
+
+
+def test_a_step_that_is_saved_again_is_replaced(tmp_path):
+    save_checkpoint(tmp_path, checkpoint(1, 1.0), keep=0)
+    saved = save_checkpoint(tmp_path, checkpoint(1, 3.0), keep=0)
+    assert load_checkpoint(saved).model["w"][0, 0] == 3
+    assert names(tmp_path) == ["step-000001"]
+
+
+def test_a_failed_write_leaves_no_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, checkpoint(1), keep=1)
+
+    def full_disk(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("ddpm_redistill.training.checkpoint._flush", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(tmp_path, checkpoint(2), keep=1)
+    assert names(tmp_path) == ["step-000001"]
+
+
+def test_no_folder_no_checkpoints(tmp_path):
+    assert list_checkpoints(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: data[:4], lambda data: b""])
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_a_users_error_with_the_checkpoint_in_it(tmp_path, name, damage):
+    path = save_checkpoint(tmp_path, checkpoint(7), keep=0)
+    (path / name).write_bytes(damage((path / name).read_bytes()))
+    with pytest.raises(UserError, match="step-000007 cannot be read") as refused:
+        load_checkpoint(path)
+    assert "delete it" in str(refused.value)
+
+
+# --- Adam
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+
+def step(model: nn.Module, adam: torch.optim.Optimizer, i: int) -> None:
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(i))
+    adam.zero_grad()
+    model(x).square().mean().backward()
+    adam.step()
+
+
+def test_a_restored_adam_goes_on_bit_for_bit(tmp_path):
+    model = network()
+    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    parameters = [name for name, _ in model.named_parameters()]
+    for i in range(5):
+        step(model, adam, i)
+    saved = Checkpoint(model.state_dict(), {}, adam_state(adam, parameters), {"step": 5})
+    read = load_checkpoint(save_checkpoint(tmp_path, saved, keep=0))
+
+    other = network()
+    other.load_state_dict(read.model)
+    fresh = torch.optim.Adam(other.parameters(), lr=0.01)
+    restore_adam_state(fresh, parameters, read.optimizer)
+    flat = adam_state(fresh, parameters)
+    assert flat.keys() == saved.optimizer.keys()
+    assert {f"{kind}/0.weight" for kind in ("exp_avg", "exp_avg_sq", "step")} < flat.keys()
+    assert all(torch.equal(flat[key], saved.optimizer[key]) for key in flat)
+    for i in range(5, 9):
+        step(model, adam, i)
+        step(other, fresh, i)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_an_adam_of_another_network_is_refused():
+    adam = torch.optim.Adam(network().parameters())
+    with pytest.raises(KeyError):
+        restore_adam_state(adam, ["a", "b"], {"exp_avg/c": torch.zeros(1)})

@@ -1,0 +1,209 @@
+"""Settings: recipes fill what is left open, what is given beats them, the paper's recipes stay as published."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import yaml
+from training_helpers import UNET
+
+from ddpm_redistill.config import (
+    RECIPES,
+    DistillConfig,
+    LossConfig,
+    StudentConfig,
+    TeachConfig,
+    TrainingConfig,
+    resolve,
+)
+from ddpm_redistill.errors import UserError
+from ddpm_redistill.files import read_metrics, write_aside
+from ddpm_redistill.training.run_folder import RunFolder, flatten, settings_text
+from ddpm_redistill.training.teach import build_teacher
+
+PAPER_STUDENT = {
+    "reduction": 2,
+    "red_placement": "full",
+    "red_norm": "batch",
+    "red_start": "paper",
+    "start": "random",
+    "prediction_type": "epsilon",
+}
+
+
+def settled(config: DistillConfig) -> tuple[dict, dict]:
+    found = resolve(config)
+    return vars(found.student), vars(found.loss)
+
+
+def test_redistill_is_the_papers():
+    assert settled(DistillConfig(recipe="redistill")) == (
+        PAPER_STUDENT,
+        {"task": 1.0, "output": 0.0, "red": 50.0, "red_distance": "mse", "min_snr_gamma": 0.0},
+    )
+
+
+def test_redistill_cosine_is_the_papers():
+    assert settled(DistillConfig(recipe="redistill_cosine")) == (
+        PAPER_STUDENT,
+        {"task": 1.0, "output": 0.0, "red": 50.0, "red_distance": "cosine", "min_snr_gamma": 0.0},
+    )
+
+
+def test_default_recipe_starts_from_the_teacher_with_red_blocks():
+    student, _ = settled(DistillConfig())
+    assert (student["start"], student["red_placement"]) == ("teacher", "full")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_leaves_nothing_open(recipe):
+    student, loss = settled(DistillConfig(recipe=recipe))
+    assert None not in [*student.values(), *loss.values()]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_is_given_beats_the_recipe(recipe):
+    given = DistillConfig(
+        recipe=recipe,
+        student=StudentConfig(reduction=4, red_placement="outer", red_norm="group", prediction_type="sample"),
+        loss=LossConfig(task=0.0, output=0.25, red=2.0),
+    )
+    student, loss = settled(given)
+    recipe_says = RECIPES[recipe]
+    assert student == {
+        **recipe_says["student"],
+        **{"reduction": 4, "red_placement": "outer", "red_norm": "group", "prediction_type": "sample"},
+    }
+    assert loss == {**recipe_says["loss"], "task": 0.0, "output": 0.25, "red": 2.0}
+
+
+def test_resolve_keeps_the_rest_and_changes_nothing_the_second_time():
+    given = DistillConfig(teacher="t", data="d", image_size=8, training=TrainingConfig(steps=3), seed=7)
+    once = resolve(given)
+    assert replace(once, student=given.student, loss=given.loss) == given
+    assert resolve(once) == once
+
+
+def test_configs_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        DistillConfig().seed = 1  # type: ignore[misc]
+
+
+BAD_TRAINING = [
+    *[(name, 0) for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every")],
+    *[(name, -1) for name in ("warmup_steps", "num_workers", "sample_every", "keep_checkpoints")],
+    *[(name, bad) for name in ("learning_rate", "max_grad_norm") for bad in (0.0, -1.0, float("inf"), float("nan"))],
+    *[("ema_decay", bad) for bad in (-0.1, 1.0, float("nan"))],
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_TRAINING)
+def test_bad_training_settings_are_named(name, value):
+    with pytest.raises(UserError, match=rf"training\.{name} must be .*, not"):
+        TrainingConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["warmup_steps", "num_workers", "sample_every", "keep_checkpoints"])
+def test_zero_is_allowed_where_it_means_none(name):
+    assert getattr(TrainingConfig(**{name: 0}), name) == 0
+
+
+@pytest.mark.parametrize("size", [0, -16])
+def test_image_size_is_positive(size):
+    with pytest.raises(UserError, match=f"image_size must be at least 1, not {size}"):
+        DistillConfig(image_size=size)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (DistillConfig(recipe="nonsense"), "unknown recipe 'nonsense': expected one of default, redistill"),  # type: ignore[arg-type]
+        (DistillConfig(loss=LossConfig(task=-1.0)), "loss.task must be zero or positive, not -1.0"),
+        (DistillConfig(loss=LossConfig(output=float("inf"))), "loss.output must be zero or positive"),
+        (DistillConfig(loss=LossConfig(red=float("nan"))), "loss.red must be zero or positive, not nan"),
+        (DistillConfig(loss=LossConfig(min_snr_gamma=-5.0)), "loss.min_snr_gamma must be zero or positive"),
+        (DistillConfig(loss=LossConfig(task=0.0, output=0.0, red=0.0)), "nothing would be learned"),
+        (DistillConfig(recipe="redistill", student=StudentConfig(red_placement="none")), "no RED block to align"),
+    ],
+)
+def test_configs_that_make_no_sense_are_refused(config, message):
+    with pytest.raises(UserError) as refused:
+        resolve(config)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unet": {"nonsense": 1}}, "unet.nonsense is not a setting here"),
+        ({"unet": {"sample_size": 8}}, "unet.sample_size is not a setting here"),
+        ({"unet": {**UNET, "norm_num_groups": 3}}, "diffusers refuses the unet"),
+        ({"unet": {**UNET, "num_class_embeds": 3}}, "class-conditional"),
+        ({"image_size": 20}, "image_size 20 does not divide by 8"),
+        ({"scheduler": {"nonsense": 1}}, "scheduler.nonsense is not a setting here"),
+        ({"scheduler": {"beta_schedule": "x"}}, "diffusers refuses"),
+        ({"scheduler": {"num_train_timesteps": 0}}, "num_train_timesteps must be at least 1"),
+        ({"scheduler": {"prediction_type": "x"}}, "prediction_type must be one of epsilon"),
+    ],
+)
+def test_teachers_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(UserError) as refused:
+        build_teacher(TeachConfig(**{"unet": UNET, "image_size": 16, **changes}))
+    assert message in str(refused.value)
+
+
+# --- the run folder keeps them
+
+
+@pytest.mark.parametrize("config", [DistillConfig(seed=3), TeachConfig(unet={"act_fn": "silu", "norm_eps": 1e-6})])
+def test_saved_config_reads_back_and_may_be_resumed(tmp_path, config):
+    run = RunFolder(tmp_path / "run")
+    run.start(config)
+    assert yaml.safe_load(run.config.read_text()) == yaml.safe_load(settings_text(config))
+    run.check(config, resume=True)
+    with pytest.raises(UserError, match="already holds a run"):
+        run.check(config, resume=False)
+
+
+def test_a_resume_names_the_setting_that_changed(tmp_path):
+    run = RunFolder(tmp_path)
+    run.start(DistillConfig())
+    changed = DistillConfig(training=TrainingConfig(learning_rate=5e-4))
+    with pytest.raises(UserError, match=r"training\.learning_rate was 0\.001 and is now 0\.0005"):
+        run.check(changed, resume=True)
+
+
+def test_a_moved_run_may_be_resumed(tmp_path):
+    RunFolder(tmp_path).start(DistillConfig(output_dir="elsewhere"))
+    RunFolder(tmp_path).check(DistillConfig(output_dir=str(tmp_path)), resume=True)
+
+
+def test_flatten_names_nested_settings():
+    assert flatten({"a": {"b": 1, "c": {"d": (2, 3)}}, "e": None}) == {"a.b": 1, "a.c.d": [2, 3], "e": None}
+
+
+# --- metrics.jsonl
+
+
+def test_a_torn_last_row_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_rows_past_a_checkpoint_are_dropped(tmp_path):
+    run = RunFolder(tmp_path)
+    run.drop_metrics_after(0)  # there are none yet
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step})
+    with run.metrics.open("a") as file:
+        file.write('{"step": 4, "lo')
+    run.drop_metrics_after(2)
+    run.append_metrics({"step": 3})
+    assert [row["step"] for row in read_metrics(run.metrics)] == [1, 2, 3]
+
+
+def test_write_aside_replaces_and_leaves_nothing(tmp_path):
+    write_aside(tmp_path / "a.txt", "old")
+    write_aside(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -1,0 +1,203 @@
+"""A killed run that is resumed, and a run on two processes, give the numbers of one run in one go."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training_helpers import (
+    SIZE,
+    TRAIN,
+    UNET,
+    UNET_WEIGHTS,
+    Killed,
+    arguments,
+    assert_same_run,
+    distill_config,
+    kill_at,
+    make_images,
+    make_tiny_teacher,
+    metrics,
+    one_thread_environment,
+    tool,
+)
+
+from ddpm_redistill.config import TeachConfig, TrainingConfig
+from ddpm_redistill.errors import UserError
+from ddpm_redistill.sources.teacher import sha256_of
+from ddpm_redistill.training.checkpoint import list_checkpoints
+from ddpm_redistill.training.distill import distill
+from ddpm_redistill.training.teach import teach
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # bits depend on it
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    return {"teacher": str(make_tiny_teacher(folder / "teacher")), "data": str(make_images(folder / "images.npz"))}
+
+
+@pytest.fixture(scope="module")
+def dropout_inputs(inputs, tmp_path_factory):
+    teacher = make_tiny_teacher(tmp_path_factory.mktemp("inputs") / "dropout", dropout=0.3)
+    return {**inputs, "teacher": str(teacher)}
+
+
+# --- kill and resume
+
+
+def test_a_real_kill_and_resume_is_bit_identical(inputs, tmp_path):
+    one, run = tmp_path / "one", tmp_path / "killed"
+    distill(distill_config(inputs, one, loss={"red": 1.0}, sample_every=5))
+    settings = {**inputs, "output_dir": str(run), "horizontal_flip": True, "loss": {"red": 1.0}}
+    argv = arguments({**settings, "training": {**TRAIN, "sample_every": 5}})
+    command = [sys.executable, "-m", "ddpm_redistill", "distill", *argv]
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(command, env=one_thread_environment(), stdout=subprocess.DEVNULL, stderr=stderr)
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoints" / "step-000004").exists():  # then comes the grid of step 5, which takes its time
+            assert process.poll() is None, (tmp_path / "stderr").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert list_checkpoints(run / "checkpoints")[-1].name < "step-000020"
+    assert not (run / "student").exists()
+    distill(distill_config(inputs, run, loss={"red": 1.0}, sample_every=5), resume=True)
+    assert_same_run(one, run)
+    grid = Path("samples") / "step-000020.png"
+    assert (one / grid).read_bytes() == (run / grid).read_bytes()
+
+
+def test_resume_with_dropout_and_the_papers_recipe(dropout_inputs, tmp_path, monkeypatch):
+    runs = tmp_path / "one", tmp_path / "killed"
+    student = {"start": "random", "red_start": "paper", "prediction_type": "epsilon"}
+    configs = [
+        distill_config(dropout_inputs, run, student=student, loss={"task": 1.0, "red": 50.0}, steps=9) for run in runs
+    ]
+    distill(configs[0])
+    with monkeypatch.context() as patch:
+        kill_at(patch, 7)
+        with pytest.raises(Killed):
+            distill(configs[1])
+    assert [row["step"] for row in metrics(runs[1])] == list(range(1, 8))  # past the checkpoint of step 4
+    torch.manual_seed(99)
+    distill(configs[1], resume=True)
+    assert_same_run(*runs)
+
+
+def test_dropout_is_on_and_follows_the_seed(inputs, dropout_inputs, tmp_path):
+    losses = []
+    for name, given in (("on", dropout_inputs), ("again", dropout_inputs), ("off", inputs)):
+        torch.manual_seed(len(losses))
+        distill(distill_config(given, tmp_path / name, steps=2))
+        losses.append([row["loss"] for row in metrics(tmp_path / name)])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(inputs, tmp_path, monkeypatch):
+    config = distill_config(inputs, tmp_path / "run", steps=4)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 2)
+        with pytest.raises(Killed):
+            distill(config)
+    distill(config, resume=True)
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_resuming_a_finished_run_changes_nothing(inputs, tmp_path):
+    config = distill_config(inputs, tmp_path / "run", steps=3)
+    distill(config)
+    before = sha256_of(tmp_path / "run" / "student" / UNET_WEIGHTS), metrics(tmp_path / "run")
+    distill(config, resume=True)
+    assert (sha256_of(tmp_path / "run" / "student" / UNET_WEIGHTS), metrics(tmp_path / "run")) == before
+
+
+def test_a_damaged_checkpoint_is_named_and_once_deleted_the_one_before_serves(inputs, tmp_path, monkeypatch):
+    runs = tmp_path / "one", tmp_path / "killed"
+    configs = [distill_config(inputs, run, steps=10) for run in runs]
+    distill(configs[0])
+    with monkeypatch.context() as patch:
+        kill_at(patch, 9)
+        with pytest.raises(Killed):
+            distill(configs[1])
+    last = list_checkpoints(runs[1] / "checkpoints")[-1]
+    weights = last / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="step-000008 cannot be read"):
+        distill(configs[1], resume=True)
+    weights.unlink()  # incomplete: absent
+    distill(configs[1], resume=True)
+    assert_same_run(*runs)
+
+
+def test_a_checkpoint_of_another_network_is_refused(inputs, tmp_path):
+    config = distill_config(inputs, tmp_path / "run", steps=2)
+    distill(config)
+    other = make_tiny_teacher(tmp_path / "other", block_out_channels=[8, 8, 8, 8])
+    (tmp_path / "run" / "config.yaml").unlink()
+    forged = replace(config, teacher=str(other))
+    distill(replace(forged, output_dir=str(tmp_path / "run2")))
+    (tmp_path / "run2" / "config.yaml").rename(tmp_path / "run" / "config.yaml")
+    with pytest.raises(UserError, match="is not of this network"):
+        distill(forged, resume=True)
+
+
+def test_teach_resumes_bit_for_bit_with_dropout(inputs, tmp_path, monkeypatch):
+    training = TrainingConfig(**{**TRAIN, "steps": 7})
+    runs = tmp_path / "one", tmp_path / "killed"
+    configs = [
+        TeachConfig(
+            unet={**UNET, "dropout": 0.2}, data=inputs["data"], image_size=SIZE, output_dir=str(run), training=training
+        )
+        for run in runs
+    ]
+    teach(configs[0])
+    with monkeypatch.context() as patch:
+        kill_at(patch, 6)
+        with pytest.raises(Killed):
+            teach(configs[1])
+    torch.manual_seed(99)
+    teach(configs[1], resume=True)
+    assert_same_run(*runs, model="teacher")
+
+
+# --- two processes
+
+
+def test_two_processes_give_the_losses_of_one(inputs, tmp_path):
+    student, training = {"red_placement": "none"}, {**TRAIN, "steps": 6}
+    distill(distill_config(inputs, tmp_path / "one", student=student, steps=6))
+    settings = {**inputs, "output_dir": str(tmp_path / "two"), "horizontal_flip": True}
+    argv = arguments({**settings, "student": student, "training": training})
+    command = [
+        tool("torchrun"),
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+        "-m",
+        "ddpm_redistill",
+        "distill",
+        *argv,
+    ]
+    environment = one_thread_environment(ACCELERATE_USE_CPU="true")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("running 2 process(es)") == 1
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [row["step"] for row in two] == list(range(1, 7))
+    for key in ("loss", "task", "output", "grad_norm", "learning_rate"):
+        assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=1e-4), key
+    assert (tmp_path / "two" / "student" / UNET_WEIGHTS).exists()
