@@ -20,6 +20,9 @@ from ddpm_redistill.students.plan import StudentPlan, build_on_meta, plan_studen
 
 CELEBAHQ = {
     "sample_size": 256,
+    "in_channels": 3,
+    "out_channels": 3,
+    "norm_num_groups": 32,
     "layers_per_block": 2,
     "block_out_channels": (128, 128, 256, 256, 512, 512),
     "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
@@ -82,37 +85,38 @@ def assert_blocks_meet(teacher: UNet2DModel, plan: StudentPlan, student: UNet2DM
             assert matched[teacher_tap].shape[1] == block.teacher_channels, block.name
 
 
-# --- the plan --------------------------------------------------------------------------------------------------
-
-
-def test_cifar10_plan(cifar10_config: dict[str, Any]) -> None:
-    plan = plan_student(cifar10_config)
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [("full", CIFAR10_BLOCKS), ("outer", [CIFAR10_BLOCKS[0], CIFAR10_BLOCKS[-1]]), ("none", [])],
+)
+def test_cifar10_plan(cifar10_config: dict[str, Any], placement: Any, expected: list) -> None:
+    plan = plan_student(cifar10_config, StudentConfig(red_placement=placement))
     assert plan.teacher_strides == (1, 2, 2, 2)
     assert plan.student_strides == (2, 2, 2, 1)
     found = [(block.name, block.teacher_layer, block.teacher_side, block.resolution) for block in plan.blocks]
-    assert found == CIFAR10_BLOCKS
-
-
-@pytest.mark.parametrize(("placement", "chosen"), [("outer", [CIFAR10_BLOCKS[0], CIFAR10_BLOCKS[-1]]), ("none", [])])
-def test_cifar10_fewer_blocks(cifar10_config: dict[str, Any], placement: Any, chosen: list) -> None:
-    plan = plan_student(cifar10_config, StudentConfig(red_placement=placement))
-    found = [(block.name, block.teacher_layer, block.teacher_side, block.resolution) for block in plan.blocks]
-    assert found == chosen
+    assert found == expected
 
 
 @pytest.mark.parametrize(
-    ("reduction", "strides", "blocks"),
-    [(2, (2, 2, 2, 2, 2, 1), 18), (4, (4, 2, 2, 2, 1, 1), 14), (8, (8, 2, 2, 1, 1, 1), 10)],
+    ("config", "reduction", "strides", "blocks"),
+    [
+        (CELEBAHQ, 2, (2, 2, 2, 2, 2, 1), 18),
+        (CELEBAHQ, 4, (4, 2, 2, 2, 1, 1), 14),
+        (CELEBAHQ, 8, (8, 2, 2, 1, 1, 1), 10),
+        ({}, 8, (8, 1, 1, 1), 2),  # every level in the stem
+    ],
 )
-def test_celebahq_plan_holds_on_the_built_network(reduction: Any, strides: tuple, blocks: int) -> None:
-    teacher = build_on_meta({"in_channels": 3, "out_channels": 3, **CELEBAHQ})
-    plan = plan_student(dict(teacher.config), StudentConfig(reduction=reduction))
-    assert plan.teacher_strides == (1, 2, 2, 2, 2, 2)
+def test_reductions_on_the_built_network(
+    tiny_config: dict[str, Any], config: dict[str, Any], reduction: Any, strides: tuple, blocks: int
+) -> None:
+    config = {**tiny_config, **config}
+    plan = plan_student(config, StudentConfig(reduction=reduction))
+    assert plan.teacher_strides == (1, *[2] * (len(strides) - 1))
     assert plan.student_strides == strides
     assert len(plan.blocks) == blocks
     with torch.device("meta"):
-        student = build_student(dict(teacher.config), plan)
-    assert_blocks_meet(teacher, plan, student, image(dict(teacher.config), "meta", batch=1))
+        student = build_student(config, plan)
+    assert_blocks_meet(build_on_meta(config), plan, student, image(config, "meta", batch=1))
 
 
 def test_plan_says_itself_and_survives_json(cifar10_config: dict[str, Any]) -> None:
@@ -136,13 +140,10 @@ def test_refused(tiny_config: dict[str, Any], case: str) -> None:
 
 def test_refused_reductions(tiny_config: dict[str, Any]) -> None:
     levels = {"down_block_types": ["DownBlock2D"] * 3, "up_block_types": ["UpBlock2D"] * 3}
-    with pytest.raises(UserError, match="reduction 8 needs 3 strided levels, this teacher has 2: .* is 4"):
+    with pytest.raises(UserError, match=r"reduction 8 needs 3 strided levels, this teacher has 2: .* is 4"):
         plan_student({**tiny_config, **levels, "block_out_channels": (8, 8, 16)}, StudentConfig(reduction=8))
     with pytest.raises(UserError, match="reduction 3 is not supported"):
         plan_student(tiny_config, StudentConfig(reduction=3))  # type: ignore[arg-type]
-
-
-# --- the network -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reduction", [2, 4])
@@ -163,18 +164,9 @@ def test_every_architecture(architecture: dict[str, Any], tmp_path: Path, reduct
         torch.testing.assert_close(loaded(x, 10).sample, student(x, 10).sample, rtol=0, atol=1e-5)
 
 
-def test_every_level_in_the_stem(tiny_config: dict[str, Any]) -> None:
-    teacher, plan, student = make(tiny_config, StudentConfig(reduction=8))
-    assert plan.student_strides == (8, 1, 1, 1)
-    assert_blocks_meet(teacher, plan, student, image(tiny_config))
-
-
 def test_a_student_without_a_plan(tiny_config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="needs a student_plan"):
         RedUNet2DModel(**tiny_config)
-
-
-# --- memory ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("placement", "red_peak"), [("full", 786_432), ("outer", 393_216), ("none", 0)])
@@ -191,9 +183,6 @@ def test_planned_memory_is_the_real_one(tiny_config: dict[str, Any]) -> None:
     planned = planned_memory(tiny_config, plan)["student"]
     real = profile_memory(student, image(tiny_config, batch=1), 0, fake=False)
     assert real.tensor_peak == planned.tensor_peak
-
-
-# --- the start -------------------------------------------------------------------------------------------------
 
 
 def test_warm_start_copies_every_shared_tensor(tiny_config: dict[str, Any]) -> None:
