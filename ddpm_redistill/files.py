@@ -17,7 +17,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def write_aside(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text)
-    os.replace(aside, path)
+    """Write a file whole or not at all: beside its place, flushed, renamed."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

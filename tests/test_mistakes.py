@@ -107,7 +107,7 @@ def test_distill(capsys, caplog, place, tmp_path, extra, message):
 RUN = [
     ([], "already holds a run: pass --resume"),
     (["--resume", "--training.learning_rate", "0.5"], "training.learning_rate was 0.001 and is now 0.5"),
-    (["--resume", "--recipe", "redistill"], "loss.output was 1.0 and is now 0.0"),
+    (["--resume", "--loss.task", "0.125"], "and is now 0.125"),
     (["--resume", "--seed", "4"], "seed was 0 and is now 4"),
 ]
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ddpm_redistill.evaluation import report as report_module
 from ddpm_redistill.evaluation.report import write_report
 
 MIB = 2**20
@@ -233,7 +232,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     def fail(*paths: Any) -> None:
         raise OSError("disk")
 
-    monkeypatch.setattr(report_module.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk"):
         write_report(made(300), tmp_path, grids=GRIDS, metrics_rows=None)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

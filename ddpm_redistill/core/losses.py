@@ -48,7 +48,9 @@ def task_loss(epsilon: torch.Tensor, noise: torch.Tensor, weight: torch.Tensor |
     return error.mean() if weight is None else (weight * error).mean()
 
 
-def output_loss(epsilon: torch.Tensor, teacher_epsilon: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+def output_loss(
+    epsilon: torch.Tensor, teacher_epsilon: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
     """``task_loss`` with the teacher's epsilon in the place of the noise."""
     return task_loss(epsilon, teacher_epsilon, weight)
 

@@ -153,9 +153,7 @@ class LiveTensorTracker(TorchDispatchMode):
             self._live[key] = (index, weakref.ref(storage, died))
             self.live_bytes += size
             where, shape, born = self.module_path, tuple(t.shape), len(self.timeline)
-            self.tensors.append(
-                LiveTensor(module=where, operation=operation, shape=shape, bytes=size, born=born)
-            )
+            self.tensors.append(LiveTensor(module=where, operation=operation, shape=shape, bytes=size, born=born))
 
 
 @dataclass(frozen=True, kw_only=True)

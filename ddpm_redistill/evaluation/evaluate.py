@@ -15,8 +15,8 @@ from ..sources.images import open_images
 from ..sources.teacher import find_model, load_pipeline, sha256_of
 from ..students.footprint import unet_memory
 from .extractors import choose_extractor
-from .metrics import extract_features, frechet_and_kid
-from .pictures import image_grid
+from .metrics import extract_features, frechet_and_kid, inception_score
+from .pictures import image_grid, side_by_side
 from .report import write_report
 from .sampling import Samples, sample_images
 
@@ -52,7 +52,7 @@ def evaluate(
         raise UserError("nothing to compare with: give --teacher, --data or both")
     if num_images < 2:
         raise UserError(f"num_images must be at least 2 for a distance, not {num_images}")
-    extractor = choose_extractor(inception_weights)
+    extractor = choose_extractor(inception_weights).to("cuda" if torch.cuda.is_available() else "cpu")
     pipelines = {"student": open_for_sampling(model, scheduler)}
     if teacher is not None:
         pipelines["teacher"] = open_for_sampling(teacher, scheduler)
@@ -86,6 +86,9 @@ def evaluate(
     for first, second in (("student", "data"), ("teacher", "data"), ("student", "teacher")):
         if first in features and second in features:
             distances[f"{first}_to_{second}"] = frechet_and_kid(features[first], features[second])
+    scores = {name: inception_score(features[name]) for name in samples}
+    if all(scores.values()):  # none without Inception
+        distances["inception_score"] = scores
 
     # 4. the report
     report = {
@@ -111,6 +114,7 @@ def evaluate(
     curves = Path(model).parent / "metrics.jsonl"
     rows = read_metrics(curves) if curves.is_file() else None
     page = write_report(report, Path(output_dir), grids=grids, metrics_rows=rows)
+    side_by_side(grids).save(page.with_name("comparison.png"))
     log.info("report written to %s", page)
     return report
 

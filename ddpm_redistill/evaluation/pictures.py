@@ -12,7 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -48,6 +48,21 @@ def image_grid(images: Tensor, columns: int) -> Image.Image:
     tiles = images.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3).expand(-1, 3, -1, -1)
     grid = make_grid(tiles, nrow=min(columns, shape[0]), padding=2, pad_value=255)
     return Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
+
+
+def side_by_side(grids: Mapping[str, Image.Image]) -> Image.Image:
+    """One picture of named grids beside each other, each under its name."""
+    gap, title = 24, 44
+    width = sum(grid.width for grid in grids.values()) + gap * (len(grids) + 1)
+    height = max(grid.height for grid in grids.values()) + title + gap
+    picture = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=24)
+    left = gap
+    for name, grid in grids.items():
+        draw.text((left, 8), name, fill=INK, font=font)
+        picture.paste(grid, (left, title))
+        left += grid.width + gap
+    return picture
 
 
 def grid_png_bytes(images: Tensor, columns: int) -> bytes:

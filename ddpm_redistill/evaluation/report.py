@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ..files import write_aside
 from . import report_sections as s
 from . import report_template as h
 from .report_sections import MEMORY, METRICS, TIMES, extractor_name, mib, number, ratio
@@ -38,8 +38,9 @@ def write_report(
     output_dir.mkdir(parents=True, exist_ok=True)
     clean = _json_value(report)
     page = _page(clean, grids, metrics_rows or [])
-    _write_aside(output_dir / "report.json", json.dumps(clean, indent=2, allow_nan=False) + "\n")
-    return _write_aside(output_dir / "report.html", page)
+    write_aside(output_dir / "report.json", json.dumps(clean, indent=2, allow_nan=False) + "\n")
+    write_aside(output_dir / "report.html", page)
+    return output_dir / "report.html"
 
 
 def _page(report: dict[str, Any], grids: Mapping[str, Image.Image], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -116,16 +117,3 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"a report holds {type(value).__name__}, which JSON does not know: {value!r}")
-
-
-def _write_aside(path: Path, content: str) -> Path:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path

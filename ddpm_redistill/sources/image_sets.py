@@ -93,8 +93,7 @@ def open_hub(name: str, image_size: int, channels: int) -> ImageSource:
             data = datasets.load_dataset(name, split="train")
     except Exception as error:  # as above
         raise UserError(
-            f"hub:{name} has no split train that could be loaded ({one_line(error)}); "
-            "check the name and the network"
+            f"hub:{name} has no split train that could be loaded ({one_line(error)}); check the name and the network"
         ) from error
     column = next((key for key, kind in data.features.items() if isinstance(kind, datasets.Image)), None)
     if column is None:

@@ -58,9 +58,7 @@ def from_tensor(images: torch.Tensor, name: str, sizes: set[tuple[int, int]]) ->
     return ImageSource(n, images, describe(n, name, sizes, image_size, channels), digest.hexdigest())
 
 
-def from_reads(
-    read: Callable[[int], Decoded], n: int, name: str, image_size: int, channels: int
-) -> ImageSource:
+def from_reads(read: Callable[[int], Decoded], n: int, name: str, image_size: int, channels: int) -> ImageSource:
     """Keeps the images of read(0), ..., read(n - 1). Raises UserError naming the first that fails."""
     images = torch.empty(n, channels, image_size, image_size, dtype=torch.uint8)
     sizes = set()
