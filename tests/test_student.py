@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from ddpm_redistill.pipelines.modeling_red_unet import RedUNet2DModel
 from diffusers import UNet2DModel
 from torch.nn import functional as F
 
-from ddpm_redistill.config import StudentConfig
+from ddpm_redistill import RedUNet2DModel, StudentConfig, StudentPlan, UserError
 from ddpm_redistill.core.memory import profile_memory
 from ddpm_redistill.core.taps import Tap, reading
-from ddpm_redistill.errors import UserError
 from ddpm_redistill.students.derive import build_student, derive_student
 from ddpm_redistill.students.footprint import planned_memory
-from ddpm_redistill.students.plan import StudentPlan, build_on_meta, plan_student
+from ddpm_redistill.students.plan import build_on_meta, plan_student
 
 CELEBAHQ = {
     "sample_size": 256,
@@ -82,10 +80,9 @@ def assert_blocks_meet(teacher: UNet2DModel, plan: StudentPlan, student: UNet2DM
             assert block.teacher_resolution == block.resolution
 
 
-OUTER = [CIFAR10_BLOCKS[0], CIFAR10_BLOCKS[-1]]
-
-
-@pytest.mark.parametrize(("placement", "expected"), [("full", CIFAR10_BLOCKS), ("outer", OUTER), ("none", [])])
+@pytest.mark.parametrize(
+    ("placement", "expected"), [("full", CIFAR10_BLOCKS), ("outer", CIFAR10_BLOCKS[::9]), ("none", [])]
+)
 def test_cifar10_plan(cifar10_config: dict[str, Any], placement: Any, expected: list) -> None:
     plan = plan_student(cifar10_config, StudentConfig(red_placement=placement))
     assert plan.teacher_strides == (1, 2, 2, 2)
@@ -148,7 +145,6 @@ def test_every_architecture(architecture: dict[str, Any], tmp_path: Path, reduct
     teacher, plan, student = make(architecture, reduction=reduction)
     x = image(architecture)
     assert_blocks_meet(teacher, plan, student, x)
-
     student.save_pretrained(tmp_path)
     loaded = RedUNet2DModel.from_pretrained(tmp_path).eval()
     saved, read = (json.loads(unet.to_json_string()) for unet in (student, loaded))
@@ -200,14 +196,12 @@ def test_stem_and_head_start(tiny_config: dict[str, Any], reduction: Any) -> Non
     mine, theirs = student.conv_in.weight, teacher.conv_in.weight
     assert mine.shape[-2:] == (reduction + 1, reduction + 1)
     torch.testing.assert_close(mine.sum((2, 3)), theirs.sum((2, 3)), rtol=1e-5, atol=1e-6)
-
     x = image(tiny_config)
     with torch.no_grad():
         stem, full = student.conv_in(x), teacher.conv_in(x)
         half = reduction // 2 - 1  # a position is the mean of the teacher's around it; the border sees padding
         means = F.avg_pool2d(full[:, :, reduction - half :, reduction - half :], 2 * half + 1, stride=reduction)
         torch.testing.assert_close(stem[:, :, 1:, 1:], means, rtol=1e-5, atol=1e-5)
-
         hidden = torch.randn(2, teacher.conv_out.in_channels, 4, 4)
         repeated = teacher.conv_out(hidden).repeat_interleave(reduction, 2).repeat_interleave(reduction, 3)
         torch.testing.assert_close(student.conv_out(hidden), repeated, rtol=1e-5, atol=1e-6)
@@ -243,9 +237,8 @@ def test_derive_leaves_the_teacher_and_the_global_generator_alone(tiny_teacher: 
     state = torch.random.get_rng_state()
     student = derive_student(tiny_teacher, plan_student(dict(tiny_teacher.config)))
     assert torch.equal(torch.random.get_rng_state(), state)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter.zero_()  # no weight is shared
+    for parameter in student.parameters():
+        parameter.data.zero_()  # no weight is shared
     assert all(equal_states(before, tiny_teacher).values())
     assert not tiny_teacher.training
 

@@ -27,14 +27,6 @@ from ddpm_redistill.training.loop import learning_rate_at
 from ddpm_redistill.training.teach import teach
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # bits depend on it
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
@@ -53,7 +45,6 @@ def dropout_inputs(inputs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def straight(inputs, tmp_path_factory):
     """A distillation of 20 steps in one go, with RED alignment and sample grids."""
-    torch.set_num_threads(1)
     run = tmp_path_factory.mktemp("runs") / "straight"
     teacher = sha256_of(Path(inputs["teacher"]) / UNET_WEIGHTS)
     torch.manual_seed(11)

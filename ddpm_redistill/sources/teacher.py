@@ -159,5 +159,6 @@ def _scheduler(model: ModelFolder) -> DDPMScheduler:
         return DDPMScheduler()
     try:
         return DDPMScheduler.from_config(model.scheduler)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the scheduler of {model.ref} is no DDPM noise schedule: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # diffusers' NotImplementedError is a RuntimeError
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"the scheduler of {model.ref} is no DDPM noise schedule: {reason}") from error

@@ -1,0 +1,191 @@
+"""Models that come in: every layout that is accepted, and one line with the reason for each that is not."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from ddpm_redistill import RedDDPMPipeline, RedUNet2DModel, UserError, derive_student, plan_student
+from ddpm_redistill.sources.teacher import find_model, load_pipeline, load_teacher
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(teacher_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny teacher's pipeline folder, to be spoilt."""
+    return shutil.copytree(teacher_folder, tmp_path / "model")
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise LocalEntryNotFoundError("Cannot find the requested files\nin the local cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+
+
+def reason(ref: object, load: Callable[[str], object] = load_teacher) -> str:
+    """Why it is refused: one line."""
+    with pytest.raises(UserError) as raised:
+        load(str(ref))
+    assert str(raised.value).strip()
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def flatten(folder: Path) -> Path:
+    """All files at the root, as google/ddpm-cifar10-32 has them."""
+    for path in [*(folder / "unet").iterdir(), *(folder / "scheduler").iterdir()]:
+        path.rename(folder / path.name)
+    (folder / "unet").rmdir()
+    (folder / "scheduler").rmdir()
+    return folder
+
+
+def bare(folder: Path) -> Path:
+    return folder / "unet"
+
+
+@pytest.mark.parametrize("layout", [Path, flatten, bare])
+def test_layouts(folder: Path, tiny_teacher: UNet2DModel, layout: Callable[[Path], Path]) -> None:
+    edit(folder / "scheduler" / "scheduler_config.json", beta_end=0.01)
+    place = layout(folder)
+    model = find_model(str(place))
+    assert model.network_class == "UNet2DModel"
+    assert model.config["sample_size"] == 16
+
+    teacher = load_teacher(str(place))
+    state = tiny_teacher.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in teacher.unet.state_dict().items())
+    assert not any(module.training for module in teacher.unet.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.unet.parameters())
+    assert type(teacher.scheduler) is DDPMScheduler
+    assert teacher.scheduler.config.beta_end == (0.02 if layout is bare else 0.01)  # the schedule stays behind there
+    assert teacher.ref == str(place)
+    assert teacher.sha256 == hashlib.sha256(model.weights.read_bytes()).hexdigest()
+
+
+def test_schedule_of_another_sampler_becomes_ddpm(tiny_teacher: UNet2DModel, tmp_path: Path) -> None:
+    scheduler = DDIMScheduler(beta_end=0.01, prediction_type="v_prediction")
+    DDPMPipeline(tiny_teacher, scheduler).save_pretrained(tmp_path)
+    found = load_pipeline(str(tmp_path)).scheduler
+    assert type(found) is DDPMScheduler
+    assert (found.config.beta_end, found.config.prediction_type) == (0.01, "v_prediction")
+
+
+def test_pipeline_of_a_teacher_and_of_a_student(
+    teacher_folder: Path, tiny_teacher: UNet2DModel, tmp_path: Path
+) -> None:
+    student = derive_student(tiny_teacher, plan_student(dict(tiny_teacher.config)))
+    RedDDPMPipeline(student, DDPMScheduler()).save_pretrained(tmp_path)
+    for place, network in ((teacher_folder, UNet2DModel), (tmp_path, RedUNet2DModel)):
+        pipeline = load_pipeline(str(place))
+        assert type(pipeline) is RedDDPMPipeline
+        assert type(pipeline.unet) is network
+        assert not pipeline.unet.training
+    assert "is a student already" in reason(tmp_path)
+
+
+def test_places_without_a_model(tmp_path: Path, folder: Path) -> None:
+    assert "no folder" in reason(tmp_path / "missing")
+    assert "is a file" in reason(folder / "unet" / WEIGHTS)
+    assert "no config.json or unet/config.json" in reason(tmp_path)
+    assert "there is no builtin:cats: built in is builtin:digits" in reason("builtin:cats")
+    assert "no hub id" in reason("just-a-name")
+
+
+def test_hub_offline(no_hub: None) -> None:
+    found = reason("google/ddpm-cifar10-32")
+    assert "no folder google/ddpm-cifar10-32" in found
+    assert "Cannot find the requested files" in found
+
+
+def test_hub_id_fetches_no_pickles(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(repo: str, **options: Any) -> str:
+        asked.update(repo=repo, **options)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load_teacher("someone/model").ref == "someone/model"
+    assert asked["repo"] == "someone/model"
+    assert set(asked["allow_patterns"]) == {"*.json", "*.safetensors"}
+
+
+def test_another_kind_of_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["ResNetForImageClassification"]}))
+    assert "holds ResNetForImageClassification, not a UNet2DModel" in reason(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
+    assert "holds UNet2DConditionModel, not a UNet2DModel" in reason(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert "holds an unnamed model" in reason(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b""])
+@pytest.mark.parametrize("name", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_damaged_json(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+    assert Path(name).name in reason(folder)
+
+
+def test_pickled_weights_are_never_opened(folder: Path, tiny_teacher: UNet2DModel) -> None:
+    (folder / "unet" / WEIGHTS).unlink()
+    assert f"{WEIGHTS} is missing" in reason(folder)
+    torch.save(tiny_teacher.state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
+    found = reason(folder)
+    assert "diffusion_pytorch_model.bin" in found
+    assert "safe_serialization=True" in found
+
+
+@pytest.mark.parametrize("kept", [0, 4, 1000, -1])
+def test_truncated_weights(folder: Path, kept: int) -> None:
+    weights = folder / "unet" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:kept])
+    assert "cannot be loaded" in reason(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers_per_block": 2},  # missing
+        {"mid_block_type": None},  # left over
+        {"in_channels": 3, "out_channels": 3},  # of another shape
+        {"block_out_channels": [8, 8, 16, 32]},
+        {"layers_per_block": "two"},  # no network at all
+        {"down_block_types": ["NoBlock2D"] * 4},
+    ],
+)
+def test_weights_of_another_config(folder: Path, changes: dict[str, Any]) -> None:
+    edit(folder / "unet" / "config.json", **changes)
+    assert "weights of" in reason(folder)
+
+
+def test_one_tensor_more_or_less(folder: Path) -> None:
+    weights = folder / "unet" / WEIGHTS
+    state = load_file(weights)
+    save_file({**state, "surplus": torch.zeros(1)}, weights)
+    assert "1 tensors differ, first surplus" in reason(folder)
+    del state["conv_in.bias"]
+    save_file(state, weights)
+    assert "1 tensors differ, first conv_in.bias" in reason(folder)
+
+
+@pytest.mark.parametrize("changes", [{"beta_schedule": "none of them"}, {"num_train_timesteps": "many"}])
+def test_scheduler_that_is_none(folder: Path, changes: dict[str, Any]) -> None:
+    edit(folder / "scheduler" / "scheduler_config.json", **changes)
+    assert "no DDPM noise schedule" in reason(folder)
