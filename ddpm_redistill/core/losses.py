@@ -35,8 +35,7 @@ def min_snr_weight(abar: torch.Tensor, gamma: float) -> torch.Tensor:
     Hang et al. 2023, arXiv 2303.09556, section 3.4. An error in epsilon is SNR times the error in x_0, so that
     without it the timesteps with next to no noise outweigh all others for a network that predicts the sample.
     """
-    snr = abar / (1 - abar)
-    return snr.clamp(max=gamma) / snr
+    return (gamma * (1 - abar) / abar).clamp(max=1)  # finite where abar is 0 too
 
 
 def task_loss(epsilon: torch.Tensor, noise: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:

@@ -18,7 +18,7 @@ from .extractors import choose_extractor
 from .metrics import extract_features, frechet_and_kid, inception_score
 from .pictures import image_grid, side_by_side
 from .report import write_report
-from .sampling import Samples, sample_images
+from .sampling import Samples, check_counts, sample_images
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -59,6 +59,8 @@ def evaluate(
         shapes = {(p.unet.config.in_channels, str(p.unet.config.sample_size)) for p in pipelines.values()}
         if len(shapes) > 1:
             raise UserError(f"{model} and {teacher} make images of different shape (channels, pixels): {shapes}")
+    for pipeline in pipelines.values():
+        check_counts(pipeline, num_images, num_inference_steps, batch_size)
     real = data_sample(pipelines["student"], data, num_images, seed) if data is not None else None
     log.info("distances by %s: %s", extractor.name, extractor.reason)
 
@@ -131,9 +133,9 @@ def data_sample(pipeline: RedDDPMPipeline, source: str, num_images: int, seed: i
     """``num_images`` images of a source, chosen by ``seed``, at the model's size. Raises UserError if it has fewer."""
     config = pipeline.unet.config
     images = open_images(source, image_size=config.sample_size, channels=config.in_channels)
-    log.info("data: %s", images.description)
     if len(images) < num_images:
         raise UserError(f"{source} has {len(images)} images, {num_images} are needed: lower --num_images")
+    log.info("data: %s", images.description)
     order = torch.randperm(len(images), generator=seeded_generator(seed, "evaluate"))
     return Subset(images, order[:num_images].tolist())
 

@@ -37,16 +37,7 @@ def sample_batches(
     Raises:
         UserError: a count that is not positive, or more steps than the schedule has.
     """
-    for name, value in (
-        ("num_images", num_images),
-        ("batch_size", batch_size),
-        ("steps", num_inference_steps),
-    ):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, not {value}")
-    limit = pipeline.scheduler.config.num_train_timesteps
-    if num_inference_steps > limit:
-        raise UserError(f"{num_inference_steps} steps are more than the {limit} timesteps of this model's schedule")
+    check_counts(pipeline, num_images, num_inference_steps, batch_size)
     pipeline.set_progress_bar_config(disable=True)
     with tqdm(total=num_images, desc=label, unit="image") as bar:
         for first in range(0, num_images, batch_size):
@@ -60,6 +51,20 @@ def sample_batches(
             ).images
             bar.update(len(images))
             yield (images * 255).round().to(torch.uint8)
+
+
+def check_counts(pipeline: RedDDPMPipeline, num_images: int, num_inference_steps: int, batch_size: int) -> None:
+    """Raises UserError for a count that is not positive, or more steps than the model's schedule has."""
+    for name, value in (
+        ("num_images", num_images),
+        ("batch_size", batch_size),
+        ("steps", num_inference_steps),
+    ):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}")
+    limit = pipeline.scheduler.config.num_train_timesteps
+    if num_inference_steps > limit:
+        raise UserError(f"{num_inference_steps} steps are more than the {limit} timesteps of this model's schedule")
 
 
 def sample_images(

@@ -1,8 +1,6 @@
 """``distill``: teacher -> plan -> student -> training against the frozen teacher -> a diffusers pipeline folder."""
 
 import logging
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -21,7 +19,7 @@ from ..students.derive import derive_student
 from ..students.plan import StudentPlan, plan_student
 from .draws import Draws
 from .loop import Batch, Objective, make_accelerator, train
-from .run_folder import RunFolder, settings_text
+from .run_folder import RunFolder, settings_text, write_pipeline
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -110,13 +108,3 @@ def distillation_objective(
         return parts
 
     return objective
-
-
-def write_pipeline(pipeline: RedDDPMPipeline, folder: Path) -> None:
-    """Write a pipeline folder aside, then put it in the place of one that a resumed run wrote before."""
-    aside = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    pipeline.save_pretrained(aside)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(aside, folder)

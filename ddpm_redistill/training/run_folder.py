@@ -1,6 +1,8 @@
 """The run folder: refuses what holds a run already, keeps the resolved config, metrics and provenance."""
 
 import json
+import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import yaml
 from ..config import DistillConfig, TeachConfig
 from ..errors import UserError
 from ..files import read_metrics, write_aside
+from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 
 
 class RunFolder:
@@ -77,3 +80,13 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def write_pipeline(pipeline: RedDDPMPipeline, folder: Path) -> None:
+    """Write a pipeline folder aside, then put it in the place of one that a resumed run wrote before."""
+    aside = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    pipeline.save_pretrained(aside)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(aside, folder)

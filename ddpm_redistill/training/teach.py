@@ -17,7 +17,7 @@ from ..provenance import environment
 from ..sources.images import open_images
 from .draws import Draws
 from .loop import Batch, make_accelerator, train
-from .run_folder import RunFolder, settings_text
+from .run_folder import RunFolder, settings_text, write_pipeline
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -64,7 +64,7 @@ def teach(config: TeachConfig, *, resume: bool = False, dry_run: bool = False) -
     sampler.set_progress_bar_config(disable=True)
     train(unet, objective, {"task": 1.0}, draws, sampler, config.training, run, accelerator, resume=resume)
     if accelerator.is_main_process:
-        pipeline.save_pretrained(run.path / "teacher")
+        write_pipeline(pipeline, run.path / "teacher")
         log.info("teacher written to %s", run.path / "teacher")
     accelerator.wait_for_everyone()
     accelerator.end_training()  # ends the process group too: nothing may wait after it
