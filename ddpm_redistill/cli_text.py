@@ -8,7 +8,7 @@ PEAKS = ("paper_peak", "paper_peak_with_skips", "red_paper_peak", "tensor_peak",
 
 def memory_table(memory: dict[str, dict[str, Any]]) -> str:
     """One row a definition, one column a network, MiB; with a teacher and a student, their ratio."""
-    names = list(memory)
+    names = sorted(memory, reverse=True)  # teacher, student
     paired = {"teacher", "student"} <= set(names)
     header = f"{'memory, MiB':<24}" + "".join(f"{name:>12}" for name in names) + f"{'ratio' if paired else '':>9}"
     lines = [header]

@@ -109,10 +109,10 @@ def evaluate(
             **environment(),
         },
     }
-    grids = {name: image_grid(result.images[:GRID_IMAGES], GRID_COLUMNS) for name, result in samples.items()}
+    shown = {name: result.images[:GRID_IMAGES] for name, result in samples.items()}
     if real is not None:
-        shown = torch.stack([real[i] for i in range(min(GRID_IMAGES, len(real)))])
-        grids["data"] = image_grid(shown, GRID_COLUMNS)
+        shown["data"] = torch.stack([real[i] for i in range(min(GRID_IMAGES, len(real)))])
+    grids = {name: image_grid(shown[name], GRID_COLUMNS) for name in ("data", "teacher", "student") if name in shown}
     curves = Path(model).parent / "metrics.jsonl"
     rows = read_metrics(curves) if curves.is_file() else None
     page = write_report(report, Path(output_dir), grids=grids, metrics_rows=rows)
