@@ -119,9 +119,7 @@ def test_float_pixels_are_refused():
 @pytest.mark.parametrize("name", ["a.png", "b.PNG", "c.bmp", "d.WebP"])
 def test_lossless_formats_and_letter_case(tmp_path, name):
     save = {"lossless": True} if name.endswith("WebP") else {}
-    assert torch.equal(
-        one(noise(), tmp_path, name, **save), torch.from_numpy(np.array(noise())).permute(2, 0, 1)
-    )
+    assert torch.equal(one(noise(), tmp_path, name, **save), torch.from_numpy(np.array(noise())).permute(2, 0, 1))
 
 
 def test_exif_orientation(tmp_path):
@@ -562,9 +560,7 @@ class FakeHub(list):
 def test_hub(tmp_path, monkeypatch):
     solid(3).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    hub = FakeHub(
-        [{"face": {"bytes": data, "path": None}}, {"face": {"bytes": None, "path": str(tmp_path / "a.png")}}]
-    )
+    hub = FakeHub([{"face": {"bytes": data, "path": None}}, {"face": {"bytes": None, "path": str(tmp_path / "a.png")}}])
     feature = type("Image", (), {"__init__": lambda self, decode=True: None})
 
     def load_dataset(name: str, split: str) -> FakeHub:

@@ -157,9 +157,7 @@ def test_resnet18_agrees_with_mem_tracker(batch: int, fake: bool) -> None:
     ids=["unet", "unet-int-timestep", "resnet18"],
 )
 @pytest.mark.parametrize("frozen", [False, True])
-def test_fake_equals_real(
-    build: Callable[[], nn.Module], inputs: tuple[Tensor | int, ...], frozen: bool
-) -> None:
+def test_fake_equals_real(build: Callable[[], nn.Module], inputs: tuple[Tensor | int, ...], frozen: bool) -> None:
     network = build().requires_grad_(not frozen)
     real = profile_memory(network, *inputs, fake=False)
     assert profile_memory(network, *inputs) == real

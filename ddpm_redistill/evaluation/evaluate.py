@@ -112,7 +112,8 @@ def evaluate(
     shown = {name: result.images[:GRID_IMAGES] for name, result in samples.items()}
     if real is not None:
         shown["data"] = torch.stack([real[i] for i in range(min(GRID_IMAGES, len(real)))])
-    grids = {name: image_grid(shown[name], GRID_COLUMNS) for name in ("data", "teacher", "student") if name in shown}
+    order = sorted(shown)  # data, student, teacher
+    grids = {name: image_grid(shown[name], GRID_COLUMNS) for name in order}
     curves = Path(model).parent / "metrics.jsonl"
     rows = read_metrics(curves) if curves.is_file() else None
     page = write_report(report, Path(output_dir), grids=grids, metrics_rows=rows)
