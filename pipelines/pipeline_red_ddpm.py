@@ -10,7 +10,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
 # "trailing" starts at the last timestep, where the initial noise belongs (Lin et al. 2024, arXiv 2305.08891).
 SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
-    "ddpm": (DDPMScheduler, {}),
+    "ddpm": (DDPMScheduler, {"timestep_spacing": "leading"}),
     "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),
     "dpm++": (DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}),
 }

@@ -1,5 +1,6 @@
 """Sampling: image k is a function of (seed, k), here and in a new process; a student folder opens in diffusers."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -97,6 +98,17 @@ def test_output_types(tiny_config: dict[str, Any], channels: int) -> None:
         np.testing.assert_array_equal(np.asarray(picture).reshape(16, 16, channels), (values * 255).round())
     (as_tuple,) = pipeline(3, num_inference_steps=STEPS, output_type="pt", return_dict=False)
     assert torch.equal(as_tuple, tensor)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(-1.0, 0.0), (0.0, 0.5), (0.5, 0.75), (3.0, 1.0)])
+def test_minus_one_is_black_and_one_is_white(tiny_teacher: UNet2DModel, value: float, shown: float) -> None:
+    """A network that says that the clean image has this value everywhere."""
+    pipeline = quiet(copy.deepcopy(tiny_teacher))
+    pipeline.unet.conv_out.weight.data.zero_()
+    pipeline.unet.conv_out.bias.data.fill_(value)
+    pipeline.register_modules(scheduler=DDPMScheduler(prediction_type="sample", clip_sample=False))
+    images = sample(pipeline.set_scheduler("ddim"), 1)
+    torch.testing.assert_close(images, torch.full_like(images, shown))
 
 
 @pytest.mark.parametrize(

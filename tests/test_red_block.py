@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ddpm_redistill.pipelines.red_block import RedAround, REDBlock
 from torch import nn
+
+from ddpm_redistill.pipelines.red_block import RedAround, REDBlock
 
 BATCH, SIZE = 3, 5
 

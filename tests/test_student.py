@@ -192,17 +192,17 @@ def test_warm_start_copies_every_shared_tensor(tiny_config: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 def test_stem_and_head_start(tiny_config: dict[str, Any], reduction: Any) -> None:
-    teacher, _, student = make(tiny_config, reduction=reduction, red_placement="none")
+    config = {**tiny_config, "in_channels": 3, "out_channels": 3}
+    teacher, _, student = make(config, reduction=reduction, red_placement="none")
     mine, theirs = student.conv_in.weight, teacher.conv_in.weight
     assert mine.shape[-2:] == (reduction + 1, reduction + 1)
     torch.testing.assert_close(mine.sum((2, 3)), theirs.sum((2, 3)), rtol=1e-5, atol=1e-6)
-    x = image(tiny_config)
     with torch.no_grad():
+        x, hidden = image(config), torch.randn(2, teacher.conv_out.in_channels, 4, 4)
         stem, full = student.conv_in(x), teacher.conv_in(x)
         half = reduction // 2 - 1  # a position is the mean of the teacher's around it; the border sees padding
         means = F.avg_pool2d(full[:, :, reduction - half :, reduction - half :], 2 * half + 1, stride=reduction)
         torch.testing.assert_close(stem[:, :, 1:, 1:], means, rtol=1e-5, atol=1e-5)
-        hidden = torch.randn(2, teacher.conv_out.in_channels, 4, 4)
         repeated = teacher.conv_out(hidden).repeat_interleave(reduction, 2).repeat_interleave(reduction, 3)
         torch.testing.assert_close(student.conv_out(hidden), repeated, rtol=1e-5, atol=1e-6)
 
@@ -234,8 +234,8 @@ def test_random_start(tiny_teacher: UNet2DModel) -> None:
 
 def test_derive_leaves_the_teacher_and_the_global_generator_alone(tiny_teacher: UNet2DModel) -> None:
     before = copy.deepcopy(tiny_teacher)
-    state = torch.random.get_rng_state()
-    student = derive_student(tiny_teacher, plan_student(dict(tiny_teacher.config)))
+    plan, state = plan_student(dict(tiny_teacher.config)), torch.random.get_rng_state()
+    student = derive_student(tiny_teacher, plan)
     assert torch.equal(torch.random.get_rng_state(), state)
     for parameter in student.parameters():
         parameter.data.zero_()  # no weight is shared

@@ -13,7 +13,7 @@ from .plan import StudentPlan
 
 
 def derive_student(teacher: UNet2DModel, plan: StudentPlan, *, seed: int = 0) -> RedUNet2DModel:
-    """The planned student of a teacher; random values (a random start, RED blocks) are a function of ``seed``.
+    """The planned student of a teacher, in eval mode; random values (a random start, RED blocks) are a function of ``seed``.
 
     With ``plan.start == "teacher"`` every layer that both networks have starts from the teacher's weights, and
     stem and head from a mapping of them (``warm_start``).
@@ -26,7 +26,7 @@ def derive_student(teacher: UNet2DModel, plan: StudentPlan, *, seed: int = 0) ->
         student = build_student(dict(teacher.config), plan)
     if plan.start == "teacher":
         student.load_state_dict(warm_start(teacher.state_dict(), student.state_dict(), plan.reduction))
-    return student
+    return student.eval()
 
 
 def build_student(teacher_config: dict[str, Any], plan: StudentPlan) -> RedUNet2DModel:
