@@ -13,7 +13,7 @@ from .plan import StudentPlan
 
 
 def derive_student(teacher: UNet2DModel, plan: StudentPlan, *, seed: int = 0) -> RedUNet2DModel:
-    """The planned student of a teacher, in eval mode; random values (a random start, RED blocks) are a function of ``seed``.
+    """The planned student of a teacher, in eval mode; random values (a random start, RED blocks) come from ``seed``.
 
     With ``plan.start == "teacher"`` every layer that both networks have starts from the teacher's weights, and
     stem and head from a mapping of them (``warm_start``).
