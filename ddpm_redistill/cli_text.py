@@ -2,7 +2,8 @@
 
 from typing import Any
 
-MIB = 2**20
+from .units import MIB
+
 PEAKS = ("paper_peak", "paper_peak_with_skips", "red_paper_peak", "tensor_peak", "weights")
 
 

@@ -12,16 +12,26 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "ddpm_redistill"
 FLOORS = (
-    ("pipelines", "core", "config", "errors", "files", "provenance"),
+    ("pipelines", "core", "config", "errors", "files", "provenance", "units"),
     ("sources", "students"),
     ("training", "evaluation"),
-    ("cli", "cli_text", "__main__", "__init__"),
+    ("cli", "verbs", "cli_text", "__main__", "__init__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 WINGS = ("pipelines", "core", "sources", "students", "training", "evaluation")  # of one floor: apart from each other
 CLOSED = {"core": {"torch"}, "pipelines": {"torch", "diffusers"}}  # import this, themselves and nothing else
 CLOSED_FILES = {"pipelines/red_block.py": {"torch"}}
-LIGHT = ("config", "errors", "files", "provenance", "cli", "cli_text", "__main__", "__init__")  # help stays fast
+LIGHT = (
+    "config",
+    "errors",
+    "files",
+    "provenance",
+    "cli",
+    "verbs",
+    "cli_text",
+    "__main__",
+    "__init__",
+)  # help stays fast
 HEAVY = {"torch", "torchvision", "diffusers", "accelerate", "torch_fidelity", "matplotlib", "tensorboard"}
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from ..errors import UserError
+from ..units import MIB
 
-MIB = 2**20
 TILE = 64
 """Images narrower than this many pixels are shown enlarged, by a whole factor."""
 TEACHER_COLOUR, STUDENT_COLOUR, INK, FAINT = "#9aa7b4", "#0f6b66", "#27323d", "#e3e8ec"
