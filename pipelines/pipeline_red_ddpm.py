@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+
+from .lean import LEAN_SETTINGS, lean_execution
 
 # "trailing" starts at the last timestep, where the initial noise belongs (Lin et al. 2024, arXiv 2305.08891).
 SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
@@ -24,7 +27,21 @@ def seeded_generator(*key: int | str) -> torch.Generator:
 
 
 class RedDDPMPipeline(DDPMPipeline):
-    """A diffusers pipeline of ``unet`` (``UNet2DModel`` or ``RedUNet2DModel``) and ``scheduler``."""
+    """A diffusers pipeline of ``unet`` (``UNet2DModel`` or ``RedUNet2DModel``) and ``scheduler``.
+
+    Args:
+        lean: run the network lean (``lean.py``): the same images with less live memory. "fast", "balanced" or
+            "smallest", True for "balanced". ``RedDDPMPipeline.from_pretrained(folder, lean=True)`` takes it too.
+
+    Raises:
+        ValueError: an unknown lean setting.
+    """
+
+    def __init__(self, unet: UNet2DModel, scheduler: Any, lean: bool | str = False):
+        super().__init__(unet, scheduler)
+        self.lean = "balanced" if lean is True else lean or None
+        if self.lean not in (None, *LEAN_SETTINGS):
+            raise ValueError(f"unknown lean setting {lean!r}: expected one of {', '.join(LEAN_SETTINGS)}")
 
     def set_scheduler(self, name: str) -> "RedDDPMPipeline":
         """Sample by "ddpm", "ddim" or "dpm++" from now on, with the noise schedule and prediction type unchanged.
@@ -69,7 +86,8 @@ class RedDDPMPipeline(DDPMPipeline):
             raise ValueError(f"unknown output_type {output_type!r}: expected one of {', '.join(OUTPUT_TYPES)}")
 
         images = []
-        with self.progress_bar(total=num_images * num_inference_steps) as bar:
+        execution = lean_execution(self.unet, self.lean) if self.lean else nullcontext()
+        with execution, self.progress_bar(total=num_images * num_inference_steps) as bar:
             for start in range(first_index, first_index + num_images, batch_size):
                 indices = range(start, min(start + batch_size, first_index + num_images))
                 images.append(self._sample_batch(indices, seed, num_inference_steps, bar).cpu())
@@ -90,12 +108,14 @@ class RedDDPMPipeline(DDPMPipeline):
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        sample = noise.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        sample = noise.to(device) * self.scheduler.init_noise_sigma
         for timestep in self.scheduler.timesteps:
-            prediction = self.unet(self.scheduler.scale_model_input(sample, timestep), timestep).sample
+            # the network may be half precision; the sample is small, and its steps are taken in float32
+            network_input = self.scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
+            prediction = self.unet(network_input, timestep).sample.float()
             sample = self.scheduler.step(prediction, timestep, sample, generator=generators).prev_sample
             bar.update(len(indices))
-        return (sample.float() / 2 + 0.5).clamp(0, 1)
+        return (sample / 2 + 0.5).clamp(0, 1)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Write a folder that names the stock ``DDPMPipeline``: ``DiffusionPipeline.from_pretrained`` opens it too."""

@@ -54,6 +54,25 @@ class REDBlock(nn.Module):
         return y
 
 
+def fold_batch_norms(network: nn.Module) -> None:
+    """Fold the BatchNorms of a network's RED blocks into their convolutions: the same outputs to rounding.
+
+    For inference; in place and not to be undone: the network no longer loads into its class, so save it before.
+
+    Raises:
+        RuntimeError: the network is in training mode, where BatchNorm does not use its running statistics.
+    """
+    if network.training:
+        raise RuntimeError("fold_batch_norms is for inference: call eval() first")
+    for block in network.modules():
+        for branch in ("gate", "residual"):
+            norm = getattr(block, f"{branch}_norm", None)
+            if isinstance(block, REDBlock) and isinstance(norm, nn.BatchNorm2d):
+                conv = nn.utils.fuse_conv_bn_eval(getattr(block, f"{branch}_conv"), norm)
+                setattr(block, f"{branch}_conv", conv)
+                setattr(block, f"{branch}_norm", nn.Identity())
+
+
 class RedAround(nn.Module):
     """A layer with a RED block before and/or after it; takes and passes on the layer's own arguments."""
 
