@@ -77,17 +77,49 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Any]]:
 def plan_parser() -> ArgumentParser:
     parser = OneLineParser(description="Show the student a teacher would get, and the memory of both.")
     parser.add_argument("teacher", type=str, help=TEACHER_HELP)
-    parser.add_argument("--reduction", type=int, default=2, help="feature maps this much smaller a side: 2, 4 or 8")
-    parser.add_argument("--red_placement", type=Literal["full", "outer", "none"], default="full", help="RED blocks")
+    parser.add_argument(
+        "--reduction", type=int | None, default=None, help="feature maps this much smaller a side: 2 (default), 4 or 8"
+    )
+    parser.add_argument(
+        "--red_placement",
+        type=Literal["full", "outer", "none"] | None,
+        default=None,
+        help="RED blocks; default full",
+    )
     parser.add_argument("--image_size", type=int | None, default=None, help="pixels a side; default the teacher's own")
+    parser.add_argument(
+        "--budget",
+        type=str | None,
+        default=None,
+        help="find the smallest change that fits, as 1MiB, with one image at a time: lean execution, bfloat16,"
+        " a student; --reduction (then 1 is the teacher itself) and --red_placement narrow the search;"
+        " exit code 1 when nothing fits",
+    )
+    parser.add_argument(
+        "--budget_counts",
+        type=Literal["activations", "total"],
+        default="activations",
+        help="what must fit: activations (the exact tensor peak), or total (that and the weights)",
+    )
     add_json(parser)
     return parser
 
 
 def memory_parser() -> ArgumentParser:
-    parser = OneLineParser(description="Peak memory of a network, teacher or student, by every definition.")
+    parser = OneLineParser(
+        description="Peak memory of a network, teacher or student, by every definition. Exit code: 0; 1 when the peak"
+        " is over --fail_over; 2 after a mistake in the arguments."
+    )
     parser.add_argument("model", type=str, help=TEACHER_HELP)
+    parser.add_argument("--teacher", type=str | None, default=None, help="a second network beside it, named likewise")
     parser.add_argument("--batch_size", type=int, default=1, help="images in one forward")
+    parser.add_argument("--image_size", type=int | None, default=None, help="pixels a side; default the network's own")
+    add_dtype(parser)
+    add_lean(parser, "setting of lean execution that --fail_over judges and --timeline adds; default: eager execution")
+    parser.add_argument(
+        "--fail_over", type=str | None, default=None, help="exit with 1 when the model's tensor_peak is over, as 1.5MiB"
+    )
+    parser.add_argument("--timeline", type=str | None, default=None, help="folder for timeline.csv and timeline.png")
     add_json(parser)
     return parser
 
@@ -114,6 +146,8 @@ def sample_parser() -> ArgumentParser:
     parser.add_argument("--num_images", type=int, default=64, help="images")
     parser.add_argument("--output", type=str, required=True, help="folder for the PNG files, new or empty")
     add_sampling(parser)
+    add_lean(parser, "run the network lean: the same images with less live memory; default: eager execution")
+    add_dtype(parser)
     return parser
 
 
@@ -144,6 +178,16 @@ def add_sampling(parser: ArgumentParser) -> None:
     parser.add_argument("--scheduler", type=str, default="ddim", help=SCHEDULER_HELP)
     parser.add_argument("--batch_size", type=int, default=64, help="images sampled at once")
     parser.add_argument("--seed", type=int, default=0, help="image k is a function of the seed and k")
+
+
+def add_lean(parser: ArgumentParser, help: str) -> None:
+    parser.add_argument("--lean", type=Literal["fast", "balanced", "smallest"] | None, default=None, help=help)
+
+
+def add_dtype(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype", type=Literal["float32", "bfloat16", "float16"], default="float32", help="of weights and activations"
+    )
 
 
 def add_run_flags(parser: ArgumentParser) -> None:

@@ -1,29 +1,67 @@
 """What the command line shows of its results, as text."""
 
-from typing import Any
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
 
 from .units import MIB
 
-PEAKS = ("paper_peak", "paper_peak_with_skips", "red_paper_peak", "tensor_peak", "weights")
+if TYPE_CHECKING:
+    from .students.budget import BudgetPlan, Candidate
+
+PEAKS = ("paper_peak", "paper_peak_with_skips", "red_paper_peak", "tensor_peak", "tensor_peak_lean", "weights")
+SHOWN_AT_PEAK = 6
 
 
-def memory_table(memory: dict[str, dict[str, Any]]) -> str:
-    """One row a definition, one column a network, MiB; with a teacher and a student, their ratio."""
-    names = sorted(memory, reverse=True)  # teacher, student
-    paired = {"teacher", "student"} <= set(names)
-    header = f"{'memory, MiB':<24}" + "".join(f"{name:>12}" for name in names) + f"{'ratio' if paired else '':>9}"
-    lines = [header]
-    for peak in PEAKS:
-        values = [memory[name][peak] for name in names]
+def memory_table(memory: dict[str, dict[str, Any]], by_setting: bool = False) -> str:
+    """One row a definition, one column a network, MiB; with a teacher and its student, their ratio.
+
+    ``by_setting``: a row for each setting of lean execution in place of the most saving one's.
+    """
+    names = sorted(memory, reverse=True)  # teacher first
+    paired = len(names) == 2 and names[0] == "teacher"
+    lines = [f"{'memory, MiB':<24}" + "".join(f"{name:>12}" for name in names) + f"{'ratio' if paired else '':>9}"]
+    for label, values in _memory_rows([memory[name] for name in names], by_setting):
         cells = "".join(f"{'undefined':>12}" if value is None else f"{value / MIB:>12.4f}" for value in values)
-        if paired and memory["teacher"][peak] and memory["student"][peak]:
-            cells += f"{memory['teacher'][peak] / memory['student'][peak]:>8.2f}x"
-        lines.append(f"{peak:<24}{cells}")
+        if paired and values[0] and values[1]:
+            cells += f"{values[0] / values[1]:>8.2f}x"
+        lines.append(f"{label:<24}{cells}")
     where = names[-1]
     lines.append(
         f"tensor_peak of the {where} is at {memory[where]['peak_operation']} in {memory[where]['peak_module']}"
     )
     return "\n".join(lines)
+
+
+def live_at_peak_table(profile: dict[str, Any], title: str) -> str:
+    """The largest tensors alive at a tensor_peak, one a row, and the rest in one; their MiB add up to it."""
+    tensors = profile["live_at_peak"]
+    lines = [
+        f"alive at the tensor_peak of {title}: {profile['tensor_peak'] / MIB:.4f} MiB at {profile['peak_operation']}"
+        f" in {profile['peak_module'] or 'the network itself'}",
+        f"{'MiB':>10}  {'shape':<22}{'made in':<40}by",
+    ]
+    for tensor in tensors[:SHOWN_AT_PEAK]:
+        shape = " x ".join(map(str, tensor["shape"]))
+        where = tensor["module"] or "the network itself"
+        lines.append(f"{tensor['bytes'] / MIB:>10.4f}  {shape:<22}{where:<40}{tensor['operation']}")
+    smaller = tensors[SHOWN_AT_PEAK:]
+    if smaller:
+        lines.append(f"{sum(tensor['bytes'] for tensor in smaller) / MIB:>10.4f}  {len(smaller)} smaller ones")
+    return "\n".join(lines)
+
+
+def _memory_rows(profiles: list[dict[str, Any]], by_setting: bool) -> list[tuple[str, list[int | None]]]:
+    """(label, a value for each network); a definition that none of them carries is left out."""
+    rows: list[tuple[str, list[int | None]]] = []
+    for peak in PEAKS:
+        if by_setting and peak == "tensor_peak_lean":
+            settings = {setting: None for profile in profiles for setting in profile["lean"]}
+            rows += [(f"  lean, {setting}", [p["lean"].get(setting) for p in profiles]) for setting in settings]
+        elif any(peak in profile for profile in profiles):
+            rows.append((peak, [profile.get(peak) for profile in profiles]))
+    return rows
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -37,3 +75,50 @@ def summary(report: dict[str, Any]) -> str:
     for name, row in speed.items():
         lines.append(f"{name}: {row['images_per_second']:.1f} images/s at {row['num_inference_steps']} steps")
     return "\n".join([*lines, memory_table(report["memory"])])
+
+
+def budget_text(found: BudgetPlan) -> str:
+    """The choice in a sentence, and every candidate that was tried with what the budget lacks for it."""
+    chosen, what = found.chosen, "activations" if found.counts == "activations" else "activations and weights"
+    if chosen:
+        taken = mib(found.budget + chosen.over)
+        lines = [f"{chosen} fits: {taken} of {mib(found.budget)}{'; no student is needed' * (chosen.reduction == 1)}"]
+    else:
+        lines = [nothing_fits(found)]
+    lines.append(f"tried, the smallest change first ({what} of one image must fit):")
+    width = max(len(str(candidate)) for candidate in found.candidates)
+    for candidate in found.candidates:
+        bound = "" if candidate.exact else "at least "
+        verdict = "fits" if candidate.over <= 0 else f"misses by {bound}{mib(candidate.over)}"
+        figures = f"{bound}{mib(candidate.activations)}".rjust(24) + f"{mib(candidate.weights):>16} weights"
+        lines.append(f"  {candidate!s:<{width}}{figures}  {verdict}")
+    return "\n".join([*lines, *(f"  left out: {reason}" for reason in found.skipped)])
+
+
+def nothing_fits(found: BudgetPlan) -> str:
+    """The budget, the nearest candidate and what it lacks, in one line."""
+    near = found.nearest
+    return f"nothing fits {mib(found.budget)} of {found.counts}: the nearest, {near}, misses by {mib(near.over)}"
+
+
+def budget_commands(teacher: str, image_size: int | None, chosen: Candidate) -> str:
+    """The commands that make and run what was chosen. ``image_size``: None is the teacher's own."""
+    lines, model = [], teacher
+    if chosen.reduction > 1:
+        options = ["--student.reduction", str(chosen.reduction)]
+        options += [] if chosen.red_placement == "full" else ["--student.red_placement", str(chosen.red_placement)]
+        options += [] if image_size is None else ["--image_size", str(image_size)]
+        data = [] if teacher == "builtin:digits" else ["--data", "DATA"]
+        lines.append(shlex.join(["ddpm-redistill", "distill", "--teacher", teacher, *data, *options]))
+        model = "runs/distill/student"
+    elif image_size is not None:
+        return f"`ddpm-redistill sample` draws images of the teacher's own size; at {image_size} run it from Python"
+    options = ["--output", "samples", "--batch_size", "1"]
+    options += ["--lean", chosen.lean] if chosen.lean else []
+    options += ["--dtype", chosen.dtype] if chosen.dtype != "float32" else []
+    return "\n".join([*lines, shlex.join(["ddpm-redistill", "sample", model, *options])])
+
+
+def mib(size: int) -> str:
+    """Bytes as MiB, or as they are where four digits would show nothing of them."""
+    return f"{size / MIB:.4f} MiB" if size >= MIB // 100 else f"{size:,} B"

@@ -5,6 +5,7 @@ torch is imported when work starts, so that ``--help`` and a mistyped option ans
 
 import json
 import logging
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -12,9 +13,10 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import Namespace
 
-from .cli_text import memory_table, summary
+from .cli_text import budget_commands, budget_text, live_at_peak_table, memory_table, nothing_fits, summary
 from .config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
 from .errors import UserError
+from .units import MIB, parse_bytes
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -25,48 +27,90 @@ DEMO_STEPS = 25
 
 def run_plan(arguments: Namespace) -> None:
     from .sources.teacher import find_model
-    from .students.footprint import planned_memory
+    from .students.footprint import planned_memory, planned_report
     from .students.plan import plan_student
 
+    budget = None if arguments.budget is None else parse_bytes(arguments.budget)
     model = find_model(arguments.teacher)
     if model.network_class != "UNet2DModel":
         raise UserError(f"{arguments.teacher} is a student already: give the teacher that it was made from")
     if arguments.image_size is not None and arguments.image_size < 1:
         raise UserError(f"image_size must be at least 1, not {arguments.image_size}")
-    size = arguments.image_size or model.config.get("sample_size")
-    options = StudentConfig(reduction=arguments.reduction, red_placement=arguments.red_placement)
-    plan = plan_student({**model.config, "sample_size": size}, options)
-    memory = {name: profile.to_dict() for name, profile in planned_memory(model.config, plan).items()}
+    own_size = model.config.get("sample_size")
+    config = {**model.config, "sample_size": arguments.image_size or own_size}
+    if budget is None:
+        reduction: Any = 2 if arguments.reduction is None else arguments.reduction
+        plan = plan_student(config, StudentConfig(reduction=reduction, red_placement=arguments.red_placement))
+        memory = planned_report(model.config, plan)
+        if arguments.json:
+            print(json.dumps({"teacher": arguments.teacher, "plan": plan.to_dict(), "memory": memory}, indent=2))
+        else:
+            print(plan)
+            print(memory_table(memory))
+        return
+
+    from .students.budget import plan_under_budget
+
+    narrowed = {"reduction": arguments.reduction, "red_placement": arguments.red_placement}
+    found = plan_under_budget(config, budget, arguments.budget_counts, **narrowed)
     if arguments.json:
-        print(json.dumps({"teacher": arguments.teacher, "plan": plan.to_dict(), "memory": memory}, indent=2))
+        print(json.dumps({"teacher": arguments.teacher, **found.to_dict()}, indent=2))
     else:
-        print(plan)
-        print(memory_table(memory))
+        print(budget_text(found))
+        if found.plan:  # lean execution is in the lines above
+            print(found.plan)
+            profiles = planned_memory(model.config, found.plan)
+            print(memory_table({name: profile.to_dict() for name, profile in profiles.items()}))
+        if found.chosen:
+            size = None if arguments.image_size == own_size else arguments.image_size
+            print(budget_commands(arguments.teacher, size, found.chosen))
+    if not found.chosen:
+        print(f"ddpm-redistill: {nothing_fits(found)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def run_memory(arguments: Namespace) -> None:
     import torch
 
     from .sources.teacher import find_model
-    from .students.derive import build_student
-    from .students.footprint import unet_memory
-    from .students.plan import StudentPlan, build_on_meta
+    from .students.footprint import memory_profiles, network_of, profiles_report
 
-    if arguments.batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, not {arguments.batch_size}")
-    model = find_model(arguments.model)
-    config = dict(model.config)
-    if model.network_class == "RedUNet2DModel":
-        with torch.device("meta"):
-            unet: Any = build_student(config, StudentPlan.from_dict(config.get("student_plan") or {}))
-    else:
-        unet = build_on_meta(config)
-    memory = {"model": unet_memory(unet, batch_size=arguments.batch_size).to_dict()}
+    quiet_libraries()
+    limit = None if arguments.fail_over is None else parse_bytes(arguments.fail_over)
+    folder = None if arguments.timeline is None else Path(arguments.timeline)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give another --timeline")
+    refs = {"teacher": arguments.teacher, "model": arguments.model}
+    unets = {name: network_of(find_model(ref).config) for name, ref in refs.items() if ref is not None}
+    at = {key: arguments[key] for key in ("batch_size", "image_size")} | {"dtype": getattr(torch, arguments.dtype)}
+
+    profiles = {name: memory_profiles(unet, **at) for name, unet in unets.items()}
+    memory = {name: profiles_report(found) for name, found in profiles.items()}
+    execution, judged = f"lean {arguments.lean}" if arguments.lean else "eager", profiles["model"][arguments.lean]
+    if folder is not None:
+        from .evaluation.timeline import timeline_picture, write_timeline_csv
+
+        timelines = {name: found[None].timeline for name, found in profiles.items()}
+        if arguments.lean:
+            timelines[f"model, {execution}"] = judged.timeline
+        folder.mkdir(parents=True, exist_ok=True)
+        write_timeline_csv(folder / "timeline.csv", timelines)
+        (folder / "timeline.png").write_bytes(timeline_picture(timelines))
     if arguments.json:
-        result = {"model": arguments.model, "batch_size": arguments.batch_size, "memory": memory["model"]}
+        size = arguments.image_size or unets["model"].config.sample_size
+        settings = {"batch_size": arguments.batch_size, "image_size": size, "dtype": arguments.dtype}
+        result = {"model": arguments.model, **settings, "memory": memory["model"]}
+        if arguments.teacher is not None:
+            result |= {"teacher": arguments.teacher, "teacher_memory": memory["teacher"]}
         print(json.dumps(result, indent=2))
     else:
-        print(memory_table(memory))
+        print(memory_table(memory, by_setting=True))
+        print(live_at_peak_table(judged.to_dict(), f"the model, {execution}"))
+    if limit is not None and judged.tensor_peak > limit:
+        over = f"{(judged.tensor_peak - limit) / MIB:.4f} MiB over {arguments.fail_over}"
+        peak = f"{judged.tensor_peak / MIB:.4f} MiB ({judged.tensor_peak} B)"
+        print(f"ddpm-redistill: tensor_peak of {arguments.model}, {execution}, is {peak}: {over}", file=sys.stderr)
+        sys.exit(1)
 
 
 def run_teach(arguments: Namespace) -> None:
@@ -97,7 +141,7 @@ def run_sample(arguments: Namespace) -> None:
     output = Path(arguments.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not an empty folder: give another --output")
-    pipeline = open_for_sampling(arguments.model, arguments.scheduler)
+    pipeline = open_for_sampling(arguments.model, arguments.scheduler, arguments.lean, arguments.dtype)
     first: list[torch.Tensor] = []
     count = 0
     for batch in sample_batches(

@@ -46,6 +46,10 @@ SETTINGS = {
 LEAN_SETTINGS = tuple(SETTINGS)
 
 
+class CannotRunLeanError(ValueError):
+    """A network with blocks that lean execution does not know."""
+
+
 @contextmanager
 def lean_execution(unet: UNet2DModel, setting: str = "balanced") -> Iterator[UNet2DModel]:
     """Inside the ``with``, ``unet(sample, timestep)`` runs lean: for inference, without gradients.
@@ -55,14 +59,15 @@ def lean_execution(unet: UNet2DModel, setting: str = "balanced") -> Iterator[UNe
         setting: "fast", "balanced" or "smallest".
 
     Raises:
-        ValueError: an unknown setting; a network with blocks that cannot run lean, or whose ``forward`` somebody
-            has replaced already (lean execution itself, or offloading hooks).
+        CannotRunLeanError: a network with blocks that lean execution does not know.
+        ValueError: an unknown setting, or a network whose ``forward`` somebody has replaced already (lean execution
+            itself, or offloading hooks).
     """
     if setting not in SETTINGS:
         raise ValueError(f"unknown lean setting {setting!r}: expected one of {', '.join(SETTINGS)}")
     for block in [*unet.down_blocks, unet.mid_block, *unet.up_blocks]:
         if block is not None and type(block).__name__ not in BLOCKS:
-            raise ValueError(f"no lean execution of a {type(block).__name__}: known are {', '.join(BLOCKS)}")
+            raise CannotRunLeanError(f"no lean execution of a {type(block).__name__}: known are {', '.join(BLOCKS)}")
     replaced: list[tuple[nn.Module, Any]] = [(unet, partial(lean_forward, SETTINGS[setting]))]
     replaced += [(module, LEAN_LAYERS[type(module)]) for module in lean_layers(unet)]
     for module, _ in replaced:

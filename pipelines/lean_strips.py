@@ -34,12 +34,13 @@ class Workspace:
 def strips(height: int, row_bytes: int, workspace: Workspace) -> list[tuple[int, int]]:
     """Split ``height`` rows evenly, so that a strip and the two rows around it fit into the workspace.
 
-    A strip has at least one row: where even that is too large, the workspace is exceeded.
+    A strip has at least two rows, since each costs reading two more: where even that is too large, the workspace is
+    exceeded.
     """
     size = workspace.of(height)
     if height * row_bytes <= size:
         return [(0, height)]
-    rows = max(1, size // row_bytes - 2)
+    rows = max(2, size // row_bytes - 2)
     rows = math.ceil(height / math.ceil(height / rows))
     return [(first, min(first + rows, height)) for first in range(0, height, rows)]
 

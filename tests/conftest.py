@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from training_helpers import make_images, make_tiny_teacher
 
 ATTENTION = {"down_block_types": ["AttnDownBlock2D"] * 4, "up_block_types": ["AttnUpBlock2D"] * 4}
 RESNET = {"down_block_types": ["ResnetDownsampleBlock2D"] * 4, "up_block_types": ["ResnetUpsampleBlock2D"] * 4}
@@ -94,3 +95,17 @@ def teacher_folder(tiny_teacher: UNet2DModel, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("teacher")
     DDPMPipeline(tiny_teacher, DDPMScheduler()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Teacher and data of a training run. Not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("inputs")
+    return {"teacher": str(make_tiny_teacher(folder / "teacher")), "data": str(make_images(folder / "images.npz"))}
+
+
+@pytest.fixture(scope="session")
+def dropout_inputs(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same with a teacher that has dropout. Not to be changed by a test."""
+    teacher = make_tiny_teacher(tmp_path_factory.mktemp("inputs") / "dropout", dropout=0.3)
+    return {**inputs, "teacher": str(teacher)}

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ddpm_redistill.errors import UserError
-from ddpm_redistill.evaluation.pictures import grid_png_bytes, image_grid, loss_curves, memory_bars
+from ddpm_redistill.evaluation.pictures import image_grid, loss_curves, memory_bars, png_bytes
 
 MIB = 2**20
 
@@ -40,7 +40,7 @@ def test_grid_enlarges_small_images_without_blur(channels: int) -> None:
 
 def test_grid_leaves_large_images_as_they_are() -> None:
     images = torch.randint(0, 256, (1, 3, 80, 72), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    picture = opened(grid_png_bytes(images, columns=8))
+    picture = opened(png_bytes(image_grid(images, columns=8)))
     assert picture.getpixel((picture.width - 72, 0)) is not None
     assert picture.width >= 72
     assert picture.height >= 80

@@ -20,7 +20,6 @@ from training_helpers import (
     assert_same_run,
     distill_config,
     kill_at,
-    make_images,
     make_tiny_teacher,
     metrics,
     one_thread_environment,
@@ -33,19 +32,6 @@ from ddpm_redistill.sources.teacher import sha256_of
 from ddpm_redistill.training.checkpoint import list_checkpoints
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.teach import teach
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    return {"teacher": str(make_tiny_teacher(folder / "teacher")), "data": str(make_images(folder / "images.npz"))}
-
-
-@pytest.fixture(scope="module")
-def dropout_inputs(inputs, tmp_path_factory):
-    teacher = make_tiny_teacher(tmp_path_factory.mktemp("inputs") / "dropout", dropout=0.3)
-    return {**inputs, "teacher": str(teacher)}
-
 
 # --- kill and resume
 

@@ -248,3 +248,13 @@ def test_a_plan_of_another_teacher(tiny_config: dict[str, Any], tiny_teacher: UN
     plan = plan_student({**tiny_config, **levels, "block_out_channels": (8,) * 5})
     with pytest.raises(UserError, match="the plan does not fit this teacher"):
         derive_student(tiny_teacher, plan)
+
+
+@pytest.mark.parametrize(("start", "placement"), [("teacher", "full"), ("random", "full"), ("random", "outer")])
+def test_a_plan_of_a_teacher_of_other_widths(
+    tiny_config: dict[str, Any], tiny_teacher: UNet2DModel, start: Any, placement: Any
+) -> None:
+    wider = {**tiny_config, "block_out_channels": (16, 16, 32, 32)}
+    plan = plan_student(wider, StudentConfig(start=start, red_placement=placement))
+    with pytest.raises(UserError, match=r"does not fit this teacher: conv_in.red_out is planned for 16 channels"):
+        derive_student(tiny_teacher, plan)

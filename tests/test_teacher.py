@@ -79,6 +79,50 @@ def test_layouts(folder: Path, tiny_teacher: UNet2DModel, layout: Callable[[Path
     assert teacher.sha256 == hashlib.sha256(model.weights.read_bytes()).hexdigest()
 
 
+def halve(folder: Path, name: str) -> Path:
+    """The weights of a pipeline folder saved in float16, in a file of this name alone."""
+    state = load_file(folder / "unet" / WEIGHTS)
+    (folder / "unet" / WEIGHTS).unlink()
+    path: Path = folder / "unet" / name
+    save_file({key: value.half() for key, value in state.items()}, path, metadata={"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize("layout", [Path, flatten, bare])
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [(WEIGHTS, None), ("diffusion_pytorch_model.fp16.safetensors", "fp16")],
+)
+def test_half_precision_weights_load_as_float32(
+    folder: Path, tiny_teacher: UNet2DModel, name: str, variant: str | None, layout: Callable[[Path], Path]
+) -> None:
+    digest = hashlib.sha256(halve(folder, name).read_bytes()).hexdigest()
+    place = str(layout(folder))
+    model = find_model(place)
+    assert (model.weights.name, model.variant) == (name, variant)
+    teacher = load_teacher(place)
+    assert teacher.sha256 == digest
+    state = tiny_teacher.state_dict()
+    for key, value in teacher.unet.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, state[key].half().float()), key
+    assert load_pipeline(place).unet.dtype == torch.float32
+
+
+def test_full_precision_is_taken_where_both_are(folder: Path, tiny_teacher: UNet2DModel) -> None:
+    tiny_teacher_copy = {key: torch.zeros_like(value) for key, value in tiny_teacher.state_dict().items()}
+    save_file(tiny_teacher_copy, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    assert find_model(str(folder)).weights.name == WEIGHTS
+    assert load_teacher(str(folder)).unet.conv_in.weight.any()
+
+
+def test_half_precision_student(tiny_teacher: UNet2DModel, tmp_path: Path) -> None:
+    student = derive_student(tiny_teacher, plan_student(dict(tiny_teacher.config)))  # BatchNorm: an integer buffer too
+    RedDDPMPipeline(student.half(), DDPMScheduler()).save_pretrained(tmp_path, variant="fp16")
+    assert not (tmp_path / "unet" / WEIGHTS).exists()
+    assert load_pipeline(str(tmp_path)).unet.dtype == torch.float32
+
+
 def test_schedule_of_another_sampler_becomes_ddpm(tiny_teacher: UNet2DModel, tmp_path: Path) -> None:
     scheduler = DDIMScheduler(beta_end=0.01, prediction_type="v_prediction")
     DDPMPipeline(tiny_teacher, scheduler).save_pretrained(tmp_path)

@@ -12,7 +12,6 @@ from training_helpers import (
     UNET,
     UNET_WEIGHTS,
     distill_config,
-    make_images,
     make_tiny_teacher,
     metrics,
 )
@@ -25,19 +24,6 @@ from ddpm_redistill.training.checkpoint import list_checkpoints, load_checkpoint
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.loop import learning_rate_at
 from ddpm_redistill.training.teach import teach
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    return {"teacher": str(make_tiny_teacher(folder / "teacher")), "data": str(make_images(folder / "images.npz"))}
-
-
-@pytest.fixture(scope="module")
-def dropout_inputs(inputs, tmp_path_factory):
-    teacher = make_tiny_teacher(tmp_path_factory.mktemp("inputs") / "dropout", dropout=0.3)
-    return {**inputs, "teacher": str(teacher)}
-
 
 # --- a run and what it leaves behind
 

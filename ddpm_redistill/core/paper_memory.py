@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 if TYPE_CHECKING:
-    from .memory import LiveTensorTracker
+    from .live_tensors import LiveTensorTracker
 
 RESIDUAL_BLOCK = ("conv1", "conv2")
 RED_BLOCK = ("gate_conv", "residual_conv")

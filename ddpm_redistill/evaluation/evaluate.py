@@ -13,7 +13,7 @@ from ..pipelines.pipeline_red_ddpm import SCHEDULERS, RedDDPMPipeline, seeded_ge
 from ..provenance import environment
 from ..sources.images import open_images
 from ..sources.teacher import find_model, load_pipeline, sha256_of
-from ..students.footprint import unet_memory
+from ..students.footprint import memory_report
 from .extractors import choose_extractor
 from .metrics import extract_features, frechet_and_kid, inception_score
 from .pictures import image_grid, side_by_side
@@ -95,7 +95,7 @@ def evaluate(
     # 4. the report
     report = {
         "distances": distances,
-        "memory": {name: unet_memory(pipeline.unet).to_dict() for name, pipeline in pipelines.items()},
+        "memory": {name: memory_report(pipeline.unet) for name, pipeline in pipelines.items()},
         "speed": {name: speed_of(result, num_inference_steps, batch_size) for name, result in samples.items()},
         "plan": dict(pipelines["student"].unet.config).get("student_plan"),
         "provenance": {
@@ -122,12 +122,16 @@ def evaluate(
     return report
 
 
-def open_for_sampling(ref: str, scheduler: str) -> RedDDPMPipeline:
-    """A pipeline with the named sampler, on the GPU where there is one. Raises UserError."""
+def open_for_sampling(ref: str, scheduler: str, lean: str | None = None, dtype: str = "float32") -> RedDDPMPipeline:
+    """A pipeline with the named sampler, on the GPU where there is one; ``lean``: a setting of lean execution.
+
+    Raises:
+        UserError: as ``load_pipeline``, or an unknown scheduler.
+    """
     if scheduler not in SCHEDULERS:
         raise UserError(f"unknown scheduler {scheduler!r}: expected one of {', '.join(SCHEDULERS)}")
-    pipeline = load_pipeline(ref).set_scheduler(scheduler)
-    return pipeline.to("cuda") if torch.cuda.is_available() else pipeline
+    pipeline = load_pipeline(ref, lean=lean or False).set_scheduler(scheduler)
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype))
 
 
 def data_sample(pipeline: RedDDPMPipeline, source: str, num_images: int, seed: int) -> Subset[torch.Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors import SafetensorError
 
@@ -17,6 +18,8 @@ from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 BUILTIN = {"builtin:digits": Path(__file__).parent.parent / "builtin" / "digits_teacher"}
 NETWORKS: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "RedUNet2DModel": RedUNet2DModel}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+VARIANTS = ("fp16", "bf16")
+"""diffusers' names for a second file of the same weights, ``diffusion_pytorch_model.fp16.safetensors``."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -34,8 +37,15 @@ class ModelFolder:
         return self.config["_class_name"]
 
     @property
+    def variant(self) -> str | None:
+        """Which file of weights there is: None is the plain one, taken where both are and named where none is."""
+        if (self.unet / WEIGHTS).is_file():
+            return None
+        return next((name for name in VARIANTS if (self.unet / _variant_file(name)).is_file()), None)
+
+    @property
     def weights(self) -> Path:
-        return self.unet / WEIGHTS
+        return self.unet / (_variant_file(self.variant) if self.variant else WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -69,8 +79,12 @@ def find_model(ref: str) -> ModelFolder:
     return ModelFolder(ref, unet, config, _read_json(found) if found else {})
 
 
-def load_pipeline(ref: str) -> RedDDPMPipeline:
-    """A pipeline of the model, teacher or student, with DDPM sampling over its own noise schedule.
+def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
+    """A pipeline of the model, teacher or student, in float32 whatever the weights were saved in, with DDPM sampling
+    over its own noise schedule.
+
+    Args:
+        lean: run the network lean, as ``RedDDPMPipeline``.
 
     Raises:
         UserError: as ``find_model``, or the weights are missing, pickled, damaged, or not of this network.
@@ -82,14 +96,20 @@ def load_pipeline(ref: str) -> RedDDPMPipeline:
     try:
         # output_loading_info: diffusers would only warn about keys that are missing or left over.
         unet, info = network.from_pretrained(
-            model.unet, use_safetensors=True, disable_mmap=True, low_cpu_mem_usage=False, output_loading_info=True
+            model.unet,
+            variant=model.variant,
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            disable_mmap=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise UserError(f"the weights of {ref} cannot be loaded: {str(error).splitlines()[0]}") from error
     wrong = info["missing_keys"] + info["unexpected_keys"] + [str(key) for key in info["mismatched_keys"]]
     if wrong:
         raise UserError(f"the weights of {ref} are not of its config: {len(wrong)} tensors differ, first {wrong[0]}")
-    return RedDDPMPipeline(unet.eval(), _scheduler(model))
+    return RedDDPMPipeline(unet.eval(), _scheduler(model), lean)
 
 
 def load_teacher(ref: str) -> Teacher:
@@ -110,6 +130,11 @@ def sha256_of(path: Path) -> str:
     """Of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _variant_file(variant: str) -> str:
+    stem, suffix = WEIGHTS.rsplit(".", 1)
+    return f"{stem}.{variant}.{suffix}"
 
 
 def _locate(ref: str) -> Path:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.pipeline_red_ddpm import seeded_generator
-from .plan import StudentPlan
+from .plan import StudentPlan, resampling_table
 
 
 def derive_student(teacher: UNet2DModel, plan: StudentPlan, *, seed: int = 0) -> RedUNet2DModel:
@@ -24,6 +24,7 @@ def derive_student(teacher: UNet2DModel, plan: StudentPlan, *, seed: int = 0) ->
     with torch.random.fork_rng():
         torch.manual_seed(seeded_generator(seed, "student").initial_seed())
         student = build_student(dict(teacher.config), plan)
+    _check_channels(teacher, plan)
     if plan.start == "teacher":
         student.load_state_dict(warm_start(teacher.state_dict(), student.state_dict(), plan.reduction))
     return student.eval()
@@ -36,6 +37,23 @@ def build_student(teacher_config: dict[str, Any], plan: StudentPlan) -> RedUNet2
         return RedUNet2DModel(**{**config, "sample_size": plan.sample_size, "student_plan": plan.to_dict()})
     except (AttributeError, IndexError, ValueError) as error:
         raise UserError(f"the plan does not fit this teacher: {error}") from error
+
+
+def _check_channels(teacher: UNet2DModel, plan: StudentPlan) -> None:
+    """Raises UserError when a RED block has not the channels of the layer that it stands around, or is matched to."""
+    table = resampling_table({**teacher.config, "sample_size": plan.sample_size})
+    channels = {(row.path, end): row.channels[end] for row in table for end in (0, 1)}
+    for block in plan.blocks:
+        path, side = block.name.rsplit(".", 1)
+        for layer, end, planned in (
+            (path, int(side == "red_out"), block.channels),
+            (block.teacher_layer, int(block.teacher_side == "output"), block.teacher_channels),
+        ):
+            if channels.get((layer, end)) != planned:
+                raise UserError(
+                    f"the plan does not fit this teacher: {block.name} is planned for {planned} channels at {layer},"
+                    f" which has {channels.get((layer, end))}"
+                )
 
 
 def warm_start(

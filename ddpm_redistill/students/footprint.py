@@ -1,15 +1,32 @@
 """Memory of a UNet, existing or only planned, by every definition of ``core/memory.py``."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from torch import nn
 
 from ..core.memory import MemoryProfile, profile_memory
-from ..pipelines.lean import lean_execution
+from ..errors import UserError
+from ..pipelines.lean import LEAN_SETTINGS, CannotRunLeanError, lean_execution
 from .derive import build_student
 from .plan import StudentPlan, build_on_meta
+
+MOST_SAVING = "smallest"
+"""Of ``LEAN_SETTINGS``: the one whose peak is ``tensor_peak_lean``."""
+LARGEST_INPUT = 2**50
+"""Bytes; torch counts in 63 bits, and a feature map is many times the input."""
+
+
+def network_of(config: dict[str, Any]) -> UNet2DModel:
+    """The network of a ``config.json``, teacher or student, without memory for its weights. Raises UserError."""
+    if config.get("_class_name") != "RedUNet2DModel":
+        return build_on_meta(config)
+    plan = StudentPlan.from_dict(config.get("student_plan") or {})
+    with torch.device("meta"):
+        return build_student(config, plan)
 
 
 def unet_memory(
@@ -27,20 +44,82 @@ def unet_memory(
         image_size: pixels a side; None is the network's own sample size.
         dtype: of weights and activations.
         lean: a setting of lean execution; None is eager execution.
+
+    Raises:
+        UserError: no images, a size that the down-samplers do not divide, or an input past counting.
     """
-    size = image_size or unet.config.sample_size
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, not {batch_size}")
+    size = unet.config.sample_size if image_size is None else image_size
     height, width = (size, size) if isinstance(size, int) else size
+    _check_size(unet, height, width)
+    if batch_size * unet.config.in_channels * height * width * dtype.itemsize > LARGEST_INPUT:
+        raise UserError(f"{batch_size} images of {height} pixels a side are more than 2**50 bytes: too large to count")
     sample = torch.empty(batch_size, unet.config.in_channels, height, width, device="meta", dtype=dtype)
     if unet.dtype != dtype:
         with torch.device("meta"):
-            unet = type(unet).from_config(unet.config).to(dtype)
+            unet = type(unet).from_config(unet.config)
+        nn.Module.to(unet, dtype)  # diffusers' own `to` warns of layers to keep in float32, and has none to name
     with lean_execution(unet, lean) if lean else nullcontext():
         return profile_memory(unet, sample, 0)
 
 
+def memory_profiles(
+    unet: UNet2DModel, *, settings: Sequence[str] = LEAN_SETTINGS, **at: Any
+) -> dict[str | None, MemoryProfile]:
+    """``unet_memory`` by execution: None (eager), then these lean settings, if the network can run lean.
+
+    ``at`` and the errors are ``unet_memory``'s. A lean pass has many more operations and takes seconds.
+    """
+    eager = unet_memory(unet, **at)
+    try:
+        return {None: eager, **{setting: unet_memory(unet, **at, lean=setting) for setting in settings}}
+    except CannotRunLeanError:
+        return {None: eager}
+
+
+def profiles_report(profiles: dict[str | None, MemoryProfile]) -> dict[str, Any]:
+    """The eager profile ready for JSON, with the exact peak of lean execution beside it; bytes.
+
+    Added to the profile: ``lean``, tensor_peak by setting as measured, and ``tensor_peak_lean``, that of the most
+    saving one; empty and None for a network that cannot run lean.
+    """
+    lean = {setting: profile.tensor_peak for setting, profile in profiles.items() if setting is not None}
+    return {**profiles[None].to_dict(), "tensor_peak_lean": lean.get(MOST_SAVING), "lean": lean}
+
+
+def memory_report(unet: UNet2DModel, **at: Any) -> dict[str, Any]:
+    """``profiles_report`` with the most saving lean setting alone. ``at`` and the errors are ``unet_memory``'s."""
+    return profiles_report(memory_profiles(unet, settings=(MOST_SAVING,), **at))
+
+
+def planned_report(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, dict[str, Any]]:
+    """``memory_report`` of both networks of a plan: ``{"teacher": ..., "student": ...}``."""
+    return {name: memory_report(unet) for name, unet in _planned(teacher_config, plan).items()}
+
+
 def planned_memory(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, MemoryProfile]:
     """``{"teacher": ..., "student": ...}`` of a plan, before either network has weights."""
+    return {name: unet_memory(unet) for name, unet in _planned(teacher_config, plan).items()}
+
+
+def _planned(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, UNet2DModel]:
     config = {**teacher_config, "sample_size": plan.sample_size}
     with torch.device("meta"):
         student = build_student(config, plan)
-    return {"teacher": unet_memory(build_on_meta(config)), "student": unet_memory(student)}
+    return {"teacher": build_on_meta(config), "student": student}
+
+
+def _check_size(unet: UNet2DModel, height: int, width: int) -> None:
+    """A student has moved strides to its stem and head: as many down-samplers, and as much to divide by.
+
+    A size that does not divide can go through a student all the same, and give an image of another size.
+    """
+    if min(height, width) < 1:
+        raise UserError(f"image_size must be at least 1, not {min(height, width)}")
+    downs = sum(bool(block.downsamplers) for block in unet.down_blocks)
+    for size in (height, width):
+        if size % 2**downs:
+            raise UserError(
+                f"image size {size} does not divide by {2**downs}, as the network's {downs} down-samplers need"
+            )

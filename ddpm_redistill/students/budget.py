@@ -1,0 +1,215 @@
+"""The smallest change to a teacher that fits a memory budget: candidates in order, each by its exact peak."""
+
+import copy
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+
+from ..config import StudentConfig
+from ..core.peak import tensor_peak_within
+from ..errors import UserError
+from ..pipelines.lean import LEAN_SETTINGS, lean_execution
+from .derive import build_student
+from .plan import StudentPlan, build_on_meta, plan_student, resampling_table
+
+Counts = Literal["activations", "total"]
+
+# Smallest change first: what needs no training before what does, and what changes no weight before what rounds them.
+REDUCTIONS = (1, 2, 4, 8)  # 1 is the teacher itself
+DTYPES = (torch.float32, torch.bfloat16)
+EXECUTIONS = (None, *LEAN_SETTINGS)  # None is eager
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to run a network at batch 1; sizes in bytes.
+
+    Args:
+        reduction: of the student; 1 is the teacher itself, which has no ``red_placement``.
+        dtype: float32 or bfloat16, of weights and activations.
+        lean: a setting of lean execution; None is eager.
+        activations: exact tensor peak of one denoising step.
+        weights: parameters and buffers.
+        over: what the budget lacks for it; it fits where this is not above 0.
+        exact: False where the pass was stopped when it was past the budget: ``activations`` and ``over`` are then
+            lower bounds.
+    """
+
+    reduction: int
+    red_placement: str | None
+    dtype: str
+    lean: str | None
+    activations: int
+    weights: int
+    over: int
+    exact: bool
+
+    def __str__(self) -> str:
+        network = (
+            "the teacher itself" if self.reduction == 1 else f"reduction {self.reduction}, RED {self.red_placement}"
+        )
+        return f"{network}, {self.dtype}, {f'lean {self.lean}' if self.lean else 'eager'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetPlan:
+    """What was tried for a budget, in order, and the first that fits.
+
+    Args:
+        budget: bytes; ``counts`` says of what.
+        chosen: None when nothing fits; ``candidates`` are then all there are.
+        plan: of the student that was chosen; None for the teacher itself.
+        skipped: for each reduction that the teacher cannot take, the reason.
+    """
+
+    budget: int
+    counts: Counts
+    chosen: Candidate | None
+    plan: StudentPlan | None
+    candidates: tuple[Candidate, ...]
+    skipped: tuple[str, ...]
+
+    @property
+    def nearest(self) -> Candidate:
+        """The candidate that the budget lacks least for; its ``over`` is exact."""
+        return min(self.candidates, key=lambda candidate: (candidate.over, not candidate.exact))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "budget": self.budget,
+            "budget_counts": self.counts,
+            "fits": self.chosen is not None,
+            "chosen": asdict(self.chosen) if self.chosen else None,
+            "plan": self.plan.to_dict() if self.plan else None,
+            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "skipped": list(self.skipped),
+        }
+
+
+def plan_under_budget(
+    teacher_config: dict[str, Any],
+    budget: int,
+    counts: Counts = "activations",
+    *,
+    reduction: int | None = None,
+    red_placement: str | None = None,
+) -> BudgetPlan:
+    """The first of all candidates, smallest change first, whose peak at batch 1 is within ``budget`` bytes.
+
+    Nothing is computed, and nothing past the first that fits is looked at.
+
+    Args:
+        teacher_config: of a ``UNet2DModel``; its ``sample_size`` is the size that is planned for.
+        counts: activations, the exact tensor peak; or total, that and the weights.
+        reduction: look at this one only (1 is the teacher itself).
+        red_placement: of students, look at this one only.
+
+    Raises:
+        UserError: the teacher has no student here, or not with the given reduction.
+    """
+    resampling_table(teacher_config)  # raises, with the reason
+    tried: list[Candidate] = []
+    networks: list[_Network] = []  # of each one tried
+    skipped: list[str] = []
+    fits = False
+    for wanted in REDUCTIONS if reduction is None else (reduction,):
+        try:
+            found = _networks(teacher_config, wanted, red_placement, counts)
+        except UserError as error:
+            if reduction is not None:
+                raise
+            skipped.append(str(error))
+            continue
+        for network, dtype, lean in ((n, dtype, lean) for n in found for dtype in DTYPES for lean in EXECUTIONS):
+            if not fits:
+                tried.append(network.candidate(dtype, lean, counts, budget))
+                networks.append(network)
+                fits = tried[-1].over <= 0
+    if not fits:
+        _settle_the_nearest(tried, networks, counts, budget)
+    return BudgetPlan(
+        budget=budget,
+        counts=counts,
+        chosen=tried[-1] if fits else None,
+        plan=networks[-1].plan if fits else None,
+        candidates=tuple(tried),
+        skipped=tuple(skipped),
+    )
+
+
+@dataclass
+class _Network:
+    """The teacher (no plan) or one student, on the meta device, in each dtype that was asked for."""
+
+    plan: StudentPlan | None
+    unets: dict[torch.dtype, UNet2DModel]
+
+    def candidate(
+        self, dtype: torch.dtype, lean: str | None, counts: Counts, budget: int, limit: float | None = None
+    ) -> Candidate:
+        """Exact where what is counted is within ``limit``, the budget if there is none; else as far as it was run.
+
+        Eager passes are short: they are always run to their end, and a person learns what each network takes.
+        """
+        if dtype not in self.unets:
+            self.unets[dtype] = copy.deepcopy(self.unets[torch.float32])
+            nn.Module.to(self.unets[dtype], dtype)  # diffusers' own `to` warns
+        unet = self.unets[dtype]
+        weights = sum(t.nbytes for t in unet.state_dict().values())
+        counted = weights if counts == "total" else 0
+        room = (budget if limit is None else limit) - counted if lean else float("inf")
+        peak, exact = 0, False
+        if room >= 0:
+            size = unet.config.sample_size
+            size = size if isinstance(size, int) else size[0]
+            sample = torch.empty(1, unet.config.in_channels, size, size, device="meta", dtype=dtype)
+            with lean_execution(unet, lean) if lean else nullcontext():
+                peak, exact = tensor_peak_within(unet, sample, 0, room)
+        return Candidate(
+            reduction=self.plan.reduction if self.plan else 1,
+            red_placement=self.plan.red_placement if self.plan else None,
+            dtype=str(dtype).removeprefix("torch."),
+            lean=lean,
+            activations=peak,
+            weights=weights,
+            over=counted + peak - budget,
+            exact=exact,
+        )
+
+
+def _networks(
+    teacher_config: dict[str, Any], reduction: int, red_placement: str | None, counts: Counts
+) -> list[_Network]:
+    """All networks of one reduction, the one with most RED blocks first."""
+    if reduction == 1:
+        return [_Network(None, {torch.float32: build_on_meta(teacher_config)})]
+    # Fewer RED blocks save weights; the peak of activations is elsewhere.
+    placements = ("full", "outer") if counts == "total" else ("full",)
+    networks = []
+    for placement in (red_placement,) if red_placement else placements:
+        options = cast(dict[str, Any], {"reduction": reduction, "red_placement": placement})
+        plan = plan_student(teacher_config, StudentConfig(**options))
+        with torch.device("meta"):
+            student = build_student(teacher_config, plan)
+        networks.append(_Network(plan, {torch.float32: student.eval()}))
+    return networks
+
+
+def _settle_the_nearest(tried: list[Candidate], networks: list[_Network], counts: Counts, budget: int) -> None:
+    """Nothing fits: a person will ask for the nearest next, so no lower bound may be left below its exact figure.
+
+    From the candidate that saves most backwards: its figure stops the passes of the others early.
+    """
+    nearest = min((candidate.over for candidate in tried if candidate.exact), default=float("inf"))
+    for i in reversed(range(len(tried))):
+        if tried[i].exact or tried[i].over > nearest:
+            continue
+        dtype = getattr(torch, tried[i].dtype)
+        tried[i] = networks[i].candidate(dtype, tried[i].lean, counts, budget, limit=budget + nearest)
+        if tried[i].exact:
+            nearest = tried[i].over
