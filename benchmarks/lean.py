@@ -10,6 +10,7 @@ workspace and the allocator's habits: it is this machine's, and no test asserts 
 """
 
 import argparse
+import ctypes
 import json
 import statistics
 import subprocess
@@ -22,13 +23,16 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
-from ddpm_redistill import derive_student, lean_execution, plan_student
+from ddpm_redistill import lean_execution, plan_student
 from ddpm_redistill.pipelines.lean import LEAN_SETTINGS
+from ddpm_redistill.students.derive import build_student
 from ddpm_redistill.students.footprint import unet_memory
 
 MIB = 2**20
 CIFAR10 = {
     "sample_size": 32,
+    "in_channels": 3,
+    "out_channels": 3,
     "block_out_channels": (128, 256, 256, 256),
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
@@ -51,8 +55,10 @@ EXECUTIONS = ("eager", *LEAN_SETTINGS)
 
 def network(architecture: str, name: str) -> UNet2DModel:
     """Random weights: neither time nor memory depends on them."""
-    teacher = UNet2DModel(**ARCHITECTURES[architecture]).eval()
-    return teacher if name == "teacher" else derive_student(teacher, plan_student(dict(teacher.config)))
+    config = ARCHITECTURES[architecture]
+    if name == "teacher":
+        return UNet2DModel(**config).eval()
+    return build_student(config, plan_student(config)).eval()
 
 
 def running(unet: UNet2DModel, execution: str) -> AbstractContextManager[Any]:
@@ -99,6 +105,7 @@ def measure_process(architecture: str, name: str, execution: str, batch_size: in
             torch.cuda.reset_peak_memory_stats()
             unet(sample, 10)
         return {"above_loaded": torch.cuda.max_memory_allocated() - loaded, "above_import": 0}
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what loading has freed must not be there to be used again
     loaded = status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
     with running(unet, execution):
