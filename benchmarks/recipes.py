@@ -52,7 +52,7 @@ def main() -> None:
             teacher=arguments.teacher,
             data=arguments.data,
             num_images=arguments.num_images,
-            num_inference_steps=arguments.sampling_steps,
+            steps=arguments.sampling_steps,
             output_dir=folder,
         )
         rows.append((recipe, seconds, report["distances"]))

@@ -65,16 +65,38 @@ def _memory_rows(profiles: list[dict[str, Any]], by_setting: bool) -> list[tuple
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The report in a few lines."""
-    distances, speed = report["distances"], report["speed"]
+    """The report in a few lines; of several numbers of steps, a block each."""
+    distances = report["distances"]
     lines = [f"distances, {distances['num_images']} images"]
-    for pair in ("student_to_data", "teacher_to_data", "student_to_teacher"):
-        if pair in distances:
-            cells = "  ".join(f"{name} {value:.4g}" for name, value in distances[pair].items())
-            lines.append(f"  {pair.replace('_', ' '):<20}{cells}")
-    for name, row in speed.items():
-        lines.append(f"{name}: {row['images_per_second']:.1f} images/s at {row['num_inference_steps']} steps")
-    return "\n".join([*lines, memory_table(report["memory"])])
+    for row in report.get("steps") or [{**distances, "speed": report["speed"]}]:
+        steps = row.get("num_inference_steps")
+        if steps:
+            lines.append(f"at {steps} steps")
+        for pair in ("student_to_data", "teacher_to_data", "student_to_teacher"):
+            if pair in row:
+                lines.append(f"  {pair.replace('_', ' '):<20}{_figures(row[pair])}")
+        rates = (f"{name} {speed['images_per_second']:.1f}" for name, speed in row["speed"].items())
+        lines += [f"  {'images/s':<20}{'  '.join(rates)}"] if row["speed"] else []
+    if "paired" in report:
+        means = "  ".join(
+            f"{name} {report['paired'][name]['mean']:.4g}"
+            for name in ("mse", "psnr", "ssim")
+            if name in report["paired"]
+        )
+        lines.append(f"image by image, student against teacher: {means}")
+    lines += [f"note: {warning}" for warning in distances.get("warnings", ())]
+    return "\n".join([*lines, memory_table(report["memory"])] if report["memory"] else lines)
+
+
+def _figures(values: dict[str, Any]) -> str:
+    """Each figure with its interval; spreads over subsets are left to the report."""
+    shown = []
+    for name, value in values.items():
+        if not name.endswith(("_interval", "_std")):
+            low_high = values.get(f"{name}_interval")
+            bounds = f" [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""
+            shown.append(f"{name} {value:.4g}{bounds}")
+    return "  ".join(shown)
 
 
 def budget_text(found: BudgetPlan) -> str:

@@ -130,36 +130,12 @@ def run_distill(arguments: Namespace) -> None:
 
 
 def run_sample(arguments: Namespace) -> None:
-    import torch
-    from PIL import Image
-
-    from .evaluation.evaluate import GRID_COLUMNS, GRID_IMAGES, open_for_sampling
-    from .evaluation.pictures import image_grid
-    from .evaluation.sampling import sample_batches
+    from .evaluation.sample_run import sample_to_disk
 
     quiet_libraries()
-    output = Path(arguments.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} is not an empty folder: give another --output")
-    pipeline = open_for_sampling(arguments.model, arguments.scheduler, arguments.lean, arguments.dtype)
-    first: list[torch.Tensor] = []
-    count = 0
-    for batch in sample_batches(
-        pipeline,
-        num_images=arguments.num_images,
-        num_inference_steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
-    ):
-        output.mkdir(parents=True, exist_ok=True)
-        first += list(batch[: max(0, GRID_IMAGES - count)])
-        for image in batch:
-            pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
-            Image.fromarray(pixels).save(output / f"{count:06d}.png")
-            count += 1
-    grid = output.resolve().with_name(output.resolve().name + "_grid.png")  # of "." too
-    image_grid(torch.stack(first), GRID_COLUMNS).save(grid)
-    log.info("%d images in %s, the first of them in %s", count, output, grid)
+    keys = ("num_images", "scheduler", "spacing", "eta", "seed", "batch_size", "lean", "dtype", "resume")
+    options = {key: arguments[key] for key in keys}
+    sample_to_disk(arguments.model, arguments.output, num_inference_steps=arguments.steps, **options)
 
 
 def run_evaluate(arguments: Namespace) -> None:
@@ -173,17 +149,48 @@ def run_evaluate(arguments: Namespace) -> None:
         teacher=arguments.teacher,
         data=arguments.data,
         num_images=arguments.num_images,
-        num_inference_steps=arguments.steps,
+        steps=parse_steps(arguments.steps),
         scheduler=arguments.scheduler,
+        spacing=arguments.spacing,
+        eta=arguments.eta,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         inception_weights=arguments.inception_weights,
+        extractor=arguments.extractor,
         output_dir=arguments.output_dir or (folder.parent if in_run else "runs/evaluate"),
     )
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
         print(summary(report))
+
+
+def run_statistics(arguments: Namespace) -> None:
+    import torch
+
+    from .evaluation.extractors import choose_extractor
+    from .evaluation.reference import write_statistics
+
+    extractor = choose_extractor(arguments.inception_weights, arguments.extractor)
+    extractor.to("cuda" if torch.cuda.is_available() else "cpu")
+    output = Path(arguments.output)
+    options = {key: arguments[key] for key in ("image_size", "channels", "num_images", "seed")}
+    features = write_statistics(arguments.data, output, extractor, **options)
+    size = output.stat().st_size / MIB
+    log.info("%d images measured by %s: %s", len(features), extractor.name, extractor.reason)
+    log.info("statistics and features in %s, %.1f MiB", output, size)
+
+
+def run_report(arguments: Namespace) -> None:
+    from .evaluation.report_compare_page import write_comparison
+
+    found = write_comparison(arguments.runs, arguments.output)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    else:
+        counts = " and ".join(str(len(table["runs"])) for table in found["tables"])
+        apart = " in separate tables: their distances do not compare" if len(found["tables"]) > 1 else ""
+        print(f"{counts} run{'s' * (counts != '1')}{apart}\nopen {found['output']}")
 
 
 def run_demo(arguments: Namespace) -> None:
@@ -201,7 +208,7 @@ def run_demo(arguments: Namespace) -> None:
         teacher=config.teacher,
         data=config.data,
         num_images=DEMO_IMAGES,
-        num_inference_steps=DEMO_STEPS,
+        steps=DEMO_STEPS,
         seed=arguments.seed,
         output_dir=arguments.output_dir,
     )
@@ -221,6 +228,17 @@ def as_settings(arguments: Namespace, config_class: type) -> dict[str, Any]:
             value = kind(**value.as_dict())
         settings[field.name] = value
     return settings
+
+
+def parse_steps(text: str) -> list[int]:
+    """``"50"`` or ``"10,20,50"`` -> counts in rising order. Raises UserError."""
+    try:
+        counts = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"--steps is {text!r}: give a number, or several as 10,20,50") from None
+    if counts[0] < 1:
+        raise UserError(f"steps must be at least 1, not {counts[0]}")
+    return counts
 
 
 def quiet_libraries() -> None:

@@ -6,18 +6,34 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
 from .lean import LEAN_SETTINGS, lean_execution
+from .scheduling_ddim import SpacedDDIMScheduler
 
-# "trailing" starts at the last timestep, where the initial noise belongs (Lin et al. 2024, arXiv 2305.08891).
-SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
-    "ddpm": (DDPMScheduler, {"timestep_spacing": "leading"}),
-    "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),
-    "dpm++": (DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}),
+# Each sampler with its spacings of timesteps, the default first. "trailing" starts at the last timestep, where the
+# initial noise belongs (Lin et al. 2024, arXiv 2305.08891).
+SCHEDULERS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "ddpm": (DDPMScheduler, ("leading",)),
+    "ddim": (SpacedDDIMScheduler, ("trailing", "leading", "quad")),
+    "dpm++": (DPMSolverMultistepScheduler, ("trailing",)),
 }
 OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+def choose_scheduler(name: str, spacing: str | None = None, eta: float = 0.0) -> tuple[type, str]:
+    """The class and spacing of a sampler. Raises ValueError as ``RedDDPMPipeline.set_scheduler``."""
+    if name not in SCHEDULERS:
+        raise ValueError(f"unknown scheduler {name!r}: expected one of {', '.join(SCHEDULERS)}")
+    scheduler_class, spacings = SCHEDULERS[name]
+    if spacing is not None and spacing not in spacings:
+        raise ValueError(f"{name} has no spacing {spacing!r}: expected {' or '.join(spacings)}")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be between 0 and 1, not {eta}")
+    if eta and name != "ddim":
+        raise ValueError(f"{name} has no eta: leave it out, or sample by ddim")
+    return scheduler_class, spacing or spacings[0]
 
 
 def seeded_generator(*key: int | str) -> torch.Generator:
@@ -39,20 +55,27 @@ class RedDDPMPipeline(DDPMPipeline):
 
     def __init__(self, unet: UNet2DModel, scheduler: Any, lean: bool | str = False):
         super().__init__(unet, scheduler)
+        self.eta = 0.0
         self.lean = "balanced" if lean is True else lean or None
         if self.lean not in (None, *LEAN_SETTINGS):
             raise ValueError(f"unknown lean setting {lean!r}: expected one of {', '.join(LEAN_SETTINGS)}")
 
-    def set_scheduler(self, name: str) -> "RedDDPMPipeline":
+    def set_scheduler(self, name: str, *, spacing: str | None = None, eta: float = 0.0) -> "RedDDPMPipeline":
         """Sample by "ddpm", "ddim" or "dpm++" from now on, with the noise schedule and prediction type unchanged.
 
+        Args:
+            spacing: of the timesteps. ddim has "trailing" (the default), "leading" and "quad"; ddpm is "leading" and
+                dpm++ "trailing".
+            eta: of ddim, the share of fresh noise in each step (Song et al. 2021, formula 16): 0 has none, 1 as much
+                as ddpm of the smaller variance.
+
         Raises:
-            ValueError: an unknown name.
+            ValueError: an unknown name, or a spacing or eta that this sampler cannot use.
         """
-        if name not in SCHEDULERS:
-            raise ValueError(f"unknown scheduler {name!r}: expected one of {', '.join(SCHEDULERS)}")
-        scheduler_class, options = SCHEDULERS[name]
-        self.register_modules(scheduler=scheduler_class.from_config(self.scheduler.config, **options))
+        scheduler_class, spacing = choose_scheduler(name, spacing, eta)
+        scheduler = scheduler_class.from_config(self.scheduler.config, timestep_spacing=spacing)
+        self.register_modules(scheduler=scheduler)
+        self.eta = eta
         return self
 
     @torch.no_grad()
@@ -71,7 +94,8 @@ class RedDDPMPipeline(DDPMPipeline):
 
         Args:
             num_inference_steps: network evaluations for each image (NFE).
-            batch_size: images sampled at once; changes memory and speed, not the images (to float rounding).
+            batch_size: images sampled at once; changes memory and speed, not the images (to float rounding, which
+                moves a few pixels of the 8-bit image by one level).
             output_type: "pil", "np" (N, H, W, C) in [0, 1], or "pt" (N, C, H, W) in [0, 1].
 
         Raises:
@@ -109,14 +133,21 @@ class RedDDPMPipeline(DDPMPipeline):
         device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         sample = noise.to(device) * self.scheduler.init_noise_sigma
+        options = {"generator": generators} | ({"eta": self.eta} if self.eta else {})  # only DDIM takes eta
         for timestep in self.scheduler.timesteps:
             # the network may be half precision; the sample is small, and its steps are taken in float32
             network_input = self.scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
             prediction = self.unet(network_input, timestep).sample.float()
-            sample = self.scheduler.step(prediction, timestep, sample, generator=generators).prev_sample
+            sample = self.scheduler.step(prediction, timestep, sample, **options).prev_sample
             bar.update(len(indices))
         return (sample / 2 + 0.5).clamp(0, 1)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write a folder that names the stock ``DDPMPipeline``: ``DiffusionPipeline.from_pretrained`` opens it too."""
-        DDPMPipeline(self.unet, self.scheduler).save_pretrained(save_directory, **kwargs)
+        """Write a folder of stock ``DDPMPipeline`` and scheduler: ``DiffusionPipeline.from_pretrained`` opens it too.
+
+        What diffusers has no place for is not in it: ``lean``, ``eta``, and quad spacing, which becomes "trailing".
+        """
+        scheduler = self.scheduler
+        if isinstance(scheduler, SpacedDDIMScheduler):
+            scheduler = scheduler.to_stock()
+        DDPMPipeline(self.unet, scheduler).save_pretrained(save_directory, **kwargs)

@@ -1,5 +1,6 @@
 """Shared by all tests: tiny networks of the real shape, and the real CIFAR-10 architecture as data."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "learned time": {"time_embedding_type": "learned", "num_train_timesteps": 1000},
     "size as a pair": {"sample_size": [16, 16]},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Features are kept in a folder of the tests, not of the person who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DDPM_REDISTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

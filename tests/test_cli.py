@@ -24,7 +24,7 @@ from ddpm_redistill.cli import main
 from ddpm_redistill.files import read_metrics
 
 MIB = 2**20
-VERBS = ("plan", "teach", "distill", "sample", "evaluate", "memory", "demo")
+VERBS = ("plan", "teach", "distill", "sample", "evaluate", "statistics", "memory", "report", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,9 @@ def test_help_of_each_verb(capsys, verb):
         "plan": ["TEACHER", "--reduction", "--json"],
         "teach": ["--config", "--training.steps", "--unet", "--resume"],
         "distill": ["--config", "--student.reduction", "--loss.red", "optimizer steps", "--dry_run"],
-        "sample": ["--num_images", "--output", "--scheduler", "--seed"],
+        "sample": ["--num_images", "--output", "--scheduler", "--spacing", "--eta", "--seed", "--resume"],
         "evaluate": ["--teacher", "--data", "--inception_weights", "--output_dir"],
+        "statistics": ["--output", "--image_size", "--channels", "--num_images", "--seed", "--extractor"],
         "memory": [
             "--batch_size",
             "--image_size",
@@ -86,6 +87,7 @@ def test_help_of_each_verb(capsys, verb):
             "--json",
             "Exit code",
         ],
+        "report": ["RUNS", "--output", "runs/comparison.html", "--json"],
         "demo": ["--output_dir", "--seed"],
     }[verb]
     assert [word for word in wanted if word not in text and word.lower() not in text] == []
@@ -160,7 +162,7 @@ def test_sample_writes_the_same_images_at_any_batch_size(capsys, place, tmp_path
         folder.mkdir()  # an empty folder is welcome
         counts = ["--num_images", "5", "--steps", "2", "--batch_size", str(batch_size), "--seed", "3"]
         output(capsys, "sample", place / model, "--output", folder, *counts)
-        assert sorted(path.name for path in folder.iterdir()) == [f"00000{i}.png" for i in range(5)]
+        assert snapshot(folder) == {"sampling.json", *(f"00000{i}.png" for i in range(5))}
         assert (tmp_path / f"{batch_size}_grid.png").exists()
     one, other = pictures(tmp_path / "2"), pictures(tmp_path / "5")
     assert one.shape == (5, SIZE, SIZE)
@@ -173,7 +175,7 @@ def test_sample_into_the_working_folder(capsys, place, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     output(capsys, "sample", place / "teacher", "--output", ".", "--num_images", "2", "--steps", "1")
-    assert snapshot(tmp_path) == {"here", "here/000000.png", "here/000001.png", "here_grid.png"}
+    assert snapshot(tmp_path) == {"here", "here/000000.png", "here/000001.png", "here/sampling.json", "here_grid.png"}
 
 
 def test_sample_refuses_a_folder_in_use(capsys, caplog, place, tmp_path):

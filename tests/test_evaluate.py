@@ -9,15 +9,18 @@ from training_helpers import SIZE, UNET_WEIGHTS, distill_config, make_images, ma
 from ddpm_redistill.cli import main
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.evaluation import evaluate as evaluate_module
-from ddpm_redistill.evaluation.evaluate import data_sample, evaluate, open_for_sampling
-from ddpm_redistill.evaluation.sampling import sample_batches, sample_images
+from ddpm_redistill.evaluation.evaluate import evaluate
+from ddpm_redistill.evaluation.reference import reference_images
+from ddpm_redistill.evaluation.sampling import open_for_sampling, sample_batches, sample_images
 from ddpm_redistill.sources.teacher import sha256_of
 from ddpm_redistill.training.distill import distill
 
 pytest.importorskip("efficientnet_lite_pytorch", reason="distances need the extra demo")
 COUNT = 8
 PAIRS = ("student_to_data", "teacher_to_data", "student_to_teacher")
-DISTANCES = {"fd_efficientnet_lite0", "kid_efficientnet_lite0", "kid_efficientnet_lite0_std"}
+FD, KID = "fd_efficientnet_lite0", "kid_efficientnet_lite0"
+DISTANCES = {FD, KID, f"{KID}_std", "precision", "recall", "f_score"}  # 8 images are too few for an interval
+SETTINGS = {"extractor", "num_images", "num_inference_steps", "warnings"}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def arguments(place, no_cache):
         "teacher": str(place / "teacher"),
         "data": str(place / "images.npz"),
         "num_images": COUNT,
-        "num_inference_steps": 2,
+        "steps": 2,
         "batch_size": 5,
         "seed": 3,
     }
@@ -65,7 +68,8 @@ def test_files(report):
     page = (folder / "report.html").read_text()
     assert "<html" in page
     assert "data:image/" in page
-    assert set(returned) == {"distances", "memory", "speed", "plan", "provenance"}
+    parts = {"distances", "memory", "speed", "plan", "provenance", "paired", "timestep_error", "nearest"}
+    assert set(returned) == parts
 
 
 def test_distances(report):
@@ -74,7 +78,8 @@ def test_distances(report):
     assert distances["extractor"]["name"] == "efficientnet-lite0-64px"
     for pair in PAIRS:
         assert distances[pair].keys() == DISTANCES
-        assert distances[pair]["fd_efficientnet_lite0"] > 0
+        assert distances[pair][FD] > 0
+    assert any(f"{FD} of 8 images is biased" in warning for warning in distances["warnings"])
 
 
 def test_memory_speed_plan(report):
@@ -99,8 +104,8 @@ def test_provenance(report, arguments, place):
 def test_teacher_and_student_start_from_the_same_noise(arguments, tmp_path, monkeypatch):
     first = {}
 
-    def opened(ref, scheduler):
-        pipeline = open_for_sampling(ref, scheduler)
+    def opened(ref, scheduler, **sampler):
+        pipeline = open_for_sampling(ref, scheduler, **sampler)
         seen = first.setdefault(ref, [])
         pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append((args[0].clone(), int(args[1]))))
         return pipeline
@@ -121,13 +126,13 @@ def test_teacher_and_student_start_from_the_same_noise(arguments, tmp_path, monk
 
 def test_a_model_is_at_no_distance_from_itself(arguments, place, tmp_path):
     distances = evaluate(**{**arguments, "model": arguments["teacher"], "data": None}, output_dir=tmp_path)["distances"]
-    assert set(distances) == {"extractor", "num_images", "student_to_teacher"}
-    assert abs(distances["student_to_teacher"]["fd_efficientnet_lite0"]) < 1
+    assert set(distances) == {*SETTINGS, "student_to_teacher"}
+    assert abs(distances["student_to_teacher"][FD]) < 1
 
 
 def test_without_a_teacher(arguments, tmp_path):
     found = evaluate(**{**arguments, "teacher": None}, output_dir=tmp_path)
-    assert set(found["distances"]) == {"extractor", "num_images", "student_to_data"}
+    assert set(found["distances"]) == {*SETTINGS, "student_to_data"}
     assert found["memory"].keys() == found["speed"].keys() == {"student"}
     assert "teacher" not in found["provenance"]
 
@@ -140,16 +145,75 @@ def test_models_of_different_size_are_refused(arguments, tmp_path):
 
 
 def test_the_data_is_drawn_by_the_seed_alone(arguments, place):
-    pipeline = open_for_sampling(arguments["teacher"], "ddim")
-
     def drawn(seed: int, count: int = 6) -> list[int]:
         torch.manual_seed(count)
-        return list(data_sample(pipeline, arguments["data"], count, seed).indices)
+        size = {"image_size": SIZE, "channels": 1}
+        return list(reference_images(arguments["data"], **size, num_images=count, seed=seed).indices)
 
     assert drawn(0) == drawn(0)
     assert drawn(0) != drawn(1)
     assert sorted(drawn(0, 10)) == list(range(10))
     assert drawn(0, 10)[:6] == drawn(0, 6)
+
+
+def test_several_numbers_of_steps(arguments, tmp_path):
+    found = evaluate(**{**arguments, "steps": [1, 3]}, output_dir=tmp_path)
+    assert [row["num_inference_steps"] for row in found["steps"]] == [1, 3]
+    for row in found["steps"]:
+        assert {*PAIRS, "speed"} < row.keys()
+        assert row["speed"]["student"]["num_inference_steps"] == row["num_inference_steps"]
+    last = found["steps"][-1]
+    assert all(found["distances"][pair] == last[pair] for pair in PAIRS)
+    assert found["steps"][0]["student_to_data"] != last["student_to_data"]
+    alone = evaluate(**{**arguments, "steps": 3}, output_dir=tmp_path)["distances"]
+    assert alone["student_to_data"] == last["student_to_data"]
+
+
+# --- images made elsewhere
+
+
+def test_a_model_its_folder_and_its_npz_have_the_same_figures(arguments, report, tmp_path):
+    """To the last digit: the same pixels, and the extractor always sees them in the same portions."""
+    settings = ["--num_images", str(COUNT), "--steps", "2", "--seed", "3", "--batch_size", "5"]
+    expected = report[0]["distances"]["student_to_data"]
+    for output in ("folder", "file.npz"):
+        main(["sample", arguments["model"], *settings, "--output", str(tmp_path / output)])
+        again = {**arguments, "model": str(tmp_path / output), "batch_size": 3}
+        found = evaluate(**again, output_dir=tmp_path / f"{output}-report")
+        assert found["distances"]["student_to_data"] == expected
+        assert found["distances"].keys() == report[0]["distances"].keys()
+        assert found["speed"].keys() == found["memory"].keys() == {"teacher"}
+        assert "paired" not in found
+        assert found["provenance"]["images_sha256"]
+
+
+def test_images_made_elsewhere_alone(arguments, tmp_path):
+    found = evaluate(**{**arguments, "model": arguments["data"], "teacher": None}, output_dir=tmp_path)
+    assert found["distances"].keys() == {*SETTINGS, "student_to_data"} - {"num_inference_steps"}
+    assert (found["memory"], found["speed"]) == ({}, {})
+    assert "scheduler" not in found["provenance"]
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_mistakes_with_images_made_elsewhere(arguments, tmp_path):
+    few = {**arguments, "model": arguments["data"], "num_images": 1000}
+    with pytest.raises(UserError, match=r"images.npz has \d+ images, 1000 are needed"):
+        evaluate(**few, output_dir=tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        evaluate(**{**arguments, "model": str(tmp_path / "empty")}, output_dir=tmp_path)
+
+
+# --- statistics
+
+
+def test_statistics_stand_for_the_data(arguments, report, tmp_path):
+    file = str(tmp_path / "data.npz")
+    main(["statistics", arguments["data"], "--output", file, "--num_images", str(COUNT), "--seed", "3"])
+    found = evaluate(**{**arguments, "data": file}, output_dir=tmp_path / "report")
+    assert found["distances"]["student_to_data"] == report[0]["distances"]["student_to_data"]
+    assert found["provenance"]["data_sha256"] == report[0]["provenance"]["data_sha256"]
+    assert "nearest" not in found  # there are no images to show
 
 
 # --- sampling
@@ -181,7 +245,7 @@ def test_evaluate_verb_prints_one_json_object_and_writes_into_the_run(capsys, ar
     capsys.readouterr()
     main(["evaluate", arguments["model"], *options, "--json"])
     out = capsys.readouterr().out
-    assert json.loads(out)["distances"].keys() == {"extractor", "num_images", *PAIRS}
+    assert json.loads(out)["distances"].keys() == {*SETTINGS, *PAIRS}
     assert json.loads((place / "run" / "report.json").read_text()) == json.loads(out)
     assert (place / "run" / "report.html").exists()
 

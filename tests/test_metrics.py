@@ -1,84 +1,37 @@
-"""Distances against independent implementations, and the order they must keep."""
+"""Distances against torch-fidelity and independent implementations, and the order they must keep."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from feature_helpers import DIM, extractor, features, noisy, pictures
 from scipy import linalg
-from torch import Tensor
-from torch.utils.data import Dataset
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 from ddpm_redistill.errors import UserError
-from ddpm_redistill.evaluation.extractors import Extractor
 from ddpm_redistill.evaluation.metrics import (
     Features,
+    Statistics,
+    compare,
+    distance_warnings,
     extract_features,
     frechet_and_kid,
     inception_score,
     kid_subset_size,
 )
 
-DIM = 12
-
-
-class Projection(FeatureExtractorBase):
-    """A small fixed random network: 4x4 pooled pixels -> DIM features, 5 logits. Counts its images."""
-
-    def __init__(self, name: str, features_list: list[str]) -> None:
-        super().__init__(name, features_list)
-        generator = torch.Generator().manual_seed(3)
-        self.weight = torch.nn.Parameter(torch.randn(48, DIM, generator=generator) / 7, requires_grad=False)
-        self.seen = 0
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return "features", "logits"
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        assert images.dtype == torch.uint8
-        assert images.shape[1] == 3
-        self.seen += len(images)
-        pooled = torch.nn.functional.adaptive_avg_pool2d(images.float() / 64 - 2, 4).flatten(1)
-        values = torch.relu(pooled @ self.weight)
-        return tuple({"features": values, "logits": values[:, :5]}[name] for name in self.features_list)
-
-
-def extractor(logits: bool = False, **changes: str) -> Extractor:
-    layers = ["features", "logits"] if logits else ["features"]
-    made = Extractor(
-        name="projection",
-        layer="features",
-        logits_layer="logits" if logits else None,
-        feature_size=DIM,
-        resize="none",
-        weights="made",
-        weights_sha256="0" * 64,
-        fid_name="fd_projection",
-        kid_name="kid_projection",
-        reason="test",
-        module=Projection("projection", layers),
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
-
-
-def pictures(count: int, seed: int, channels: int = 3) -> Tensor:
-    """Smooth random images: uint8 (count, channels, 16, 16)."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, channels, 3, 3, generator=generator) * 255
-    return torch.nn.functional.interpolate(coarse, (16, 16), mode="bilinear").to(torch.uint8)
-
-
-def noisy(images: Tensor, sigma: float) -> Tensor:
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(9))
-    return (images + sigma * noise).clamp(0, 255).to(torch.uint8)
-
-
-def features(count: int, seed: int, shift: float = 0.0, dim: int = DIM) -> Features:
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.randn(dim, dim, generator=torch.Generator().manual_seed(1)) / dim**0.5
-    return Features(torch.randn(count, dim, generator=generator) @ mix + shift, None, extractor())
+KEYS = {
+    "fd_projection",
+    "fd_projection_interval",
+    "kid_projection",
+    "kid_projection_std",
+    "kid_projection_interval",
+    "precision",
+    "recall",
+    "f_score",
+}
 
 
 def independent_frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -87,6 +40,16 @@ def independent_frechet(a: np.ndarray, b: np.ndarray) -> float:
     root = linalg.sqrtm(cov_a).real
     middle = linalg.sqrtm(root @ cov_b @ root).real
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * middle))
+
+
+def independent_reach(a: np.ndarray, b: np.ndarray) -> float:
+    """The share of b that is no further from some row of a than that row's third nearest other row of a."""
+
+    def distance(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.sqrt(((x - y) ** 2).sum()))
+
+    radius = [sorted(distance(x, other) for j, other in enumerate(a) if j != i)[2] for i, x in enumerate(a)]
+    return float(np.mean([any(distance(x, y) <= r for x, r in zip(a, radius, strict=True)) for y in b]))
 
 
 def independent_kid(a: np.ndarray, b: np.ndarray) -> float:
@@ -102,7 +65,10 @@ def independent_kid(a: np.ndarray, b: np.ndarray) -> float:
 def test_frechet_equals_an_independent_one(shift: float, count: int) -> None:
     a, b = features(count, 1), features(count, 2, shift)
     expected = independent_frechet(a.values.double().numpy(), b.values.double().numpy())
-    assert frechet_and_kid(a, b)["fd_projection"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    found = compare(a, b)["fd_projection"]
+    assert found == pytest.approx(expected, rel=1e-6)
+    theirs = [fid_features_to_statistics(each.values) for each in (a, b)]
+    assert found == pytest.approx(fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"], 1e-6)
 
 
 def test_frechet_of_known_gaussians() -> None:
@@ -129,9 +95,65 @@ def test_kid_of_subsets_agrees_with_the_whole_set() -> None:
     assert result["kid_projection_std"] > 0
 
 
-def test_results_repeat_exactly() -> None:
+def test_kid_is_torch_fidelitys() -> None:
+    a, b = features(1200, 5), features(1100, 6, 0.1)
+    theirs = kid_features_to_metric(a.values, b.values, kid_subsets=100, kid_subset_size=1000, verbose=False)
+    found = frechet_and_kid(a, b)
+    assert found["kid_projection"] == theirs["kernel_inception_distance_mean"]
+    assert found["kid_projection_std"] == theirs["kernel_inception_distance_std"]
+
+
+@pytest.mark.parametrize(("shift", "count"), [(0.0, 60), (0.4, 40), (1.0, 40), (50.0, 40)])
+def test_precision_and_recall_equal_brute_force(shift: float, count: int) -> None:
+    """``a`` is what is judged, ``b`` the reference: precision is the share of a within b's reach."""
+    a, b = features(count, 7, dim=3), features(50, 8, shift, dim=3)
+    x, y = a.values.double().numpy(), b.values.double().numpy()
+    precision, recall = independent_reach(y, x), independent_reach(x, y)
+    found = compare(a, b)
+    assert found["precision"] == pytest.approx(precision, abs=1e-6)
+    assert found["recall"] == pytest.approx(recall, abs=1e-6)
+    f_score = 2 * precision * recall / (precision + recall) if precision + recall else 0
+    assert found["f_score"] == pytest.approx(f_score, abs=1e-5)
+    assert (shift > 10) == (precision == 0)
+
+
+def test_few_modes_cost_recall_and_poor_images_precision() -> None:
+    real, whole = features(300, 1), features(300, 2)
+    one_mode = replace(whole, values=whole.values * 0.2)
+    spread = replace(whole, values=whole.values * 3)
+    narrow, wide, good = compare(one_mode, real), compare(spread, real), compare(whole, real)
+    assert narrow["recall"] < 0.5 < 0.8 < good["recall"]
+    assert wide["precision"] < 0.5 < 0.8 < good["precision"]
+
+
+def test_results_repeat_exactly_and_have_every_key() -> None:
     a, b = features(60, 5), features(70, 6)
-    assert frechet_and_kid(a, b) == frechet_and_kid(a, b)
+    result = compare(a, b)
+    assert result == compare(a, b)
+    assert result.keys() == KEYS
+    assert frechet_and_kid(a, b).items() <= result.items()
+    for key in ("fd_projection", "kid_projection"):
+        low, high = result[f"{key}_interval"]
+        assert low < result[key] < high
+
+
+@pytest.mark.parametrize(
+    ("count", "absent"),
+    [
+        (39, {"fd_projection_interval", "kid_projection_interval"}),
+        (3, {"fd_projection_interval", "kid_projection_interval", "precision", "recall", "f_score"}),
+    ],
+)
+def test_what_few_images_cannot_give_is_absent(count: int, absent: set[str]) -> None:
+    assert compare(features(count, 1), features(80, 2)).keys() == KEYS - absent
+    assert compare(features(80, 2), features(count, 1)).keys() == KEYS - absent
+
+
+def test_statistics_alone_give_the_frechet_distance() -> None:
+    a, b = features(60, 5), features(70, 6, 0.5)
+    alone = compare(a, b.statistics)
+    assert alone.keys() == {"fd_projection", "fd_projection_interval"}
+    assert alone["fd_projection"] == compare(a, b)["fd_projection"]
 
 
 def test_identical_sets_are_at_zero() -> None:
@@ -176,38 +198,6 @@ def test_efficientnet_orders_the_degraded_controls() -> None:
     assert distances[0] < distances[1] < distances[2]
 
 
-class Wrapped(Dataset[Tensor]):
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_tensor_and_a_dataset_give_the_same_features_once(channels: int) -> None:
-    network = extractor()
-    images = pictures(21, 0, channels)
-    from_tensor = extract_features(images, network, batch_size=8)
-    assert network.module.seen == 21
-    from_dataset = extract_features(Wrapped(images), network, batch_size=5)
-    torch.testing.assert_close(from_tensor.values, from_dataset.values)
-    assert from_tensor.values.shape == (21, DIM)
-    assert from_tensor.statistics is from_tensor.statistics
-
-
-def test_progress_goes_to_standard_error_only(capsys: pytest.CaptureFixture[str]) -> None:
-    extract_features(pictures(4, 0), extractor(), progress="teacher features")
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "teacher features" in shown.err
-    extract_features(pictures(4, 0), extractor())
-    assert capsys.readouterr().err == ""
-
-
 def test_inception_score_only_with_logits() -> None:
     assert inception_score(extract_features(pictures(30, 0), extractor())) == {}
     score = inception_score(extract_features(pictures(30, 0), extractor(logits=True)))
@@ -223,17 +213,33 @@ def test_kid_subsets_fit(count: int) -> None:
 
 def test_refusals_are_one_line() -> None:
     good = features(4, 0)
+    unknown = Statistics(np.zeros(5), np.eye(5), None, None)
     cases = [
-        lambda: frechet_and_kid(good, features(1, 0)),
-        lambda: frechet_and_kid(good, replace(good, extractor=extractor(weights_sha256="1" * 64))),
-        lambda: frechet_and_kid(good, replace(good, extractor=extractor(layer="logits"))),
-        lambda: extract_features(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), extractor()),
-        lambda: extract_features(torch.zeros(2, 3, 8, 8), extractor()),
-        lambda: extract_features(torch.zeros(2, 4, 8, 8, dtype=torch.uint8), extractor()),
-        lambda: extract_features(Wrapped(torch.zeros(2, 8, 8, dtype=torch.uint8)), extractor()),
-        lambda: extract_features(pictures(2, 0), extractor(), batch_size=0),
+        (features(1, 0), "at least 2 images"),
+        (replace(good.statistics, num_images=1), "at least 2 images"),
+        (replace(good, extractor=extractor(weights_sha256="1" * 64)), "features.*11111111"),
+        (replace(good, extractor=extractor(layer="logits")).statistics, "layer logits"),
+        (unknown, "12 and 5 values"),
     ]
-    for case in cases:
-        with pytest.raises(UserError) as caught:
-            case()
+    for other, message in cases:
+        with pytest.raises(UserError, match=message) as caught:
+            compare(good, other)
         assert "\n" not in str(caught.value)
+
+
+def test_warnings_say_what_the_figures_cannot() -> None:
+    few, many = features(500, 0), features(12, 0)
+    assert [text.split()[0] for text in distance_warnings(few, features(500, 1))] == ["fd_projection"]
+    (bias,) = distance_warnings(few, features(500, 1), features(500, 2))
+    assert "500 images is biased upwards" in bias
+    assert "kid_projection" in bias
+    found = distance_warnings(few, many)
+    assert len(found) == 3
+    assert "12 images in 12 features has not full rank" in found[1]
+    assert "different size (12, 500 images)" in found[2]
+    large = replace(few, values=few.values.repeat(20, 1))
+    assert distance_warnings(large, large) == []
+    unknown = Statistics(np.zeros(12), np.eye(12), None, None)
+    texts = " ".join(distance_warnings(large, unknown))
+    for part in ("do not name their extractor", "how many images", "neither kid_projection nor precision"):
+        assert part in texts

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ddpm_redistill.errors import UserError
-from ddpm_redistill.evaluation.pictures import image_grid, loss_curves, memory_bars, png_bytes
+from ddpm_redistill.evaluation.pictures import image_grid, png_bytes
+from ddpm_redistill.evaluation.report_charts import loss_curves, memory_bars
 
 MIB = 2**20
 

@@ -1,147 +1,176 @@
-"""Distances between two sets of images, by torch-fidelity's own functions on features that are extracted
-once.
+"""Distances between two sets of images, by torch-fidelity's own functions on features that are extracted once.
 
-torch-fidelity's high-level call extracts (or caches, by name alone) the features of both sets for every pair.
-Here a set is turned into :class:`Features` once, and each pair costs only the statistics.
+torch-fidelity's high-level call extracts (or caches, by name alone) the features of both sets for every pair. Here a
+set is turned into :class:`Features` once, and each pair costs only the statistics.
 
-The Frechet distance (Heusel et al. 2017, https://arxiv.org/abs/1706.08500) is biased upwards at small n, more
-so below the feature size: compare it only at equal n. KID (Binkowski et al. 2018,
-https://arxiv.org/abs/1801.01401) is unbiased, so it may be slightly negative.
+The Frechet distance (Heusel et al. 2017, https://arxiv.org/abs/1706.08500) is biased upwards at small n, more so below
+the feature size: compare it only at equal n. KID (Binkowski et al. 2018, https://arxiv.org/abs/1801.01401) is unbiased,
+so it may be slightly negative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-from tqdm import tqdm
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from ..errors import UserError
-from .extractors import Extractor
+from .features import FeatureAccumulator, Features, Statistics, extract_features
+from .intervals import frechet_interval, kid_interval
+
+__all__ = [
+    "FeatureAccumulator",
+    "Features",
+    "Statistics",
+    "compare",
+    "distance_warnings",
+    "extract_features",
+    "inception_score",
+]
 
 KID_SUBSETS = 100
 """Random subsets KID is averaged over: torch-fidelity's default."""
 KID_SUBSET_SIZE = 1000
 """Images in a subset: torch-fidelity's default."""
+NEIGHBOURS = 3
+"""Of precision and recall: the published choice, and torch-fidelity's default."""
+PRC_ROWS = 1000
+"""Images whose distances to all others are held at once for precision and recall."""
+FEW_IMAGES = 10_000
+"""Below this many, a Frechet distance comes with a warning; the field's figures are of 50,000."""
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
-    """Features of one set of images. ``values``: float32 (N, D) on the CPU; ``logits``: float32 (N, 1008) or
-    None."""
+def compare(a: Features, b: Features | Statistics) -> dict[str, Any]:
+    """Every distance from ``a``, the images in question, to ``b``, the reference.
 
-    values: Tensor
-    logits: Tensor | None
-    extractor: Extractor
+    Keys, with ``fid`` and ``kid`` as the extractor calls them (``Extractor.fid_name``, ``kid_name``):
 
-    def __len__(self) -> int:
-        return len(self.values)
+    - ``fid``: ``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))``.
+    - ``kid``, ``kid_std``: mean and standard deviation, over 100 random subsets (fixed seed) of
+      :func:`kid_subset_size` images, of the unbiased squared maximum mean discrepancy with kernel ``(x.y / D + 1)^3``.
+    - ``fid_interval``, ``kid_interval``: [low, high], 95%, see ``intervals.py``. From 40 images a set.
+    - ``precision``: the share of ``a`` within the reach of ``b``, that is no further from an image of ``b`` than its
+      third nearest neighbour in ``b`` is (quality); ``recall``: the share of ``b`` within the reach of ``a``
+      (diversity); ``f_score``: their harmonic mean. From 4 images a set. Kynkaanniemi et al. 2019,
+      https://arxiv.org/abs/1904.06991, there on VGG-16 features: only figures of one extractor and equal n compare.
 
-    @cached_property
-    def statistics(self) -> dict[str, Any]:
-        """Mean ``mu`` (D,) and covariance ``sigma`` (D, D, unbiased) as numpy arrays, computed once."""
-        return dict(fid_features_to_statistics(self.values))
+    On one thread 2,000 images of 1,280 features take a quarter of a minute, 10,000 of 2,048 three minutes; precision,
+    recall and KID's interval grow with the square of the number. 50,000 of 2,048 need 2 GB beside their features.
 
-
-def extract_features(
-    images: Tensor | Dataset[Tensor], extractor: Extractor, batch_size: int = 64, progress: str | None = None
-) -> Features:
-    """Run ``extractor`` over every image, in order.
-
-    ``images``: uint8 (N, C, H, W), or a dataset with a length whose items are uint8 (C, H, W); values 0 to
-    255; one channel is repeated to three. ``progress``: label of a progress bar on standard error; ``None``
-    shows none.
-
-    Raises: :class:`UserError` for no images, other dtypes or shapes, channels other than 1 or 3, or images of
-    different sizes in one batch.
-    """
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}")
-    count = len(images)  # type: ignore[arg-type]
-    if count == 0:
-        raise UserError("there are no images to measure")
-    values, logits = [], []
-    with tqdm(total=count, desc=progress, unit="image", disable=progress is None) as bar:
-        for batch in _batches(images, count, batch_size):
-            value, logit = extractor(batch)
-            values.append(value.float().cpu())
-            if logit is not None:
-                logits.append(logit.float().cpu())
-            bar.update(len(batch))
-    return Features(torch.cat(values), torch.cat(logits) if logits else None, extractor)
-
-
-def frechet_and_kid(a: Features, b: Features) -> dict[str, float]:
-    """Frechet distance and KID between two sets, named by their extractor.
-
-    Keys: ``fid``, ``kid``, ``kid_std`` with Inception; ``fd_efficientnet_lite0``, ``kid_efficientnet_lite0``,
-    ``kid_efficientnet_lite0_std`` with EfficientNet-lite0. The Frechet distance is
-    ``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))``. KID is the mean of the unbiased squared maximum
-    mean discrepancy with kernel ``(x.y / D + 1)^3`` over 100 random subsets of :func:`kid_subset_size` images
-    (fixed seed), ``_std`` its standard deviation over the subsets.
+    What cannot be had is absent: with statistics that have no features, all but ``fid`` and its interval.
 
     Raises: :class:`UserError` for fewer than two images in a set, or features of different extractors.
     """
-    if not a.extractor.comparable_with(b.extractor):
-        raise UserError(
-            f"features of different extractors cannot be compared: {_short(a.extractor)} and {_short(b.extractor)}"
-        )
-    smallest = min(len(a), len(b))
-    if smallest < 2:
-        raise UserError(f"a distance needs at least 2 images in each set, got {len(a)} and {len(b)}")
-    frechet = fid_statistics_to_metric(a.statistics, b.statistics, verbose=False)
-    kid = kid_features_to_metric(
-        a.values, b.values, kid_subsets=KID_SUBSETS, kid_subset_size=kid_subset_size(smallest), verbose=False
-    )
-    name = a.extractor
-    return {
-        name.fid_name: float(frechet[KEY_METRIC_FID]),
-        name.kid_name: float(kid[KEY_METRIC_KID_MEAN]),
-        f"{name.kid_name}_std": float(kid[KEY_METRIC_KID_STD]),
+    check_comparable(a, b)
+    names = a.extractor
+    distance = frechet_distance(a, b)
+    found: dict[str, Any] = {
+        names.fid_name: distance,
+        f"{names.fid_name}_interval": frechet_interval(distance, a, b),
     }
+    if isinstance(b, Features):
+        kid = kernel_distance(a, b)
+        found |= {
+            names.kid_name: kid["mean"],
+            f"{names.kid_name}_std": kid["std"],
+            f"{names.kid_name}_interval": kid_interval(kid["mean"], a, b),
+        }
+        if min(len(a), len(b)) > NEIGHBOURS:
+            found |= prc_features_to_metric(
+                a.values,
+                b.values,
+                prc_neighborhood=NEIGHBOURS,
+                prc_batch_size=PRC_ROWS,
+                save_cpu_ram=True,  # distances of PRC_ROWS images at once: all of 50,000 would be 10 GB, three times
+                verbose=False,
+            )
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def frechet_and_kid(a: Features, b: Features) -> dict[str, float]:
+    """Only ``fid``, ``kid`` and ``kid_std`` of :func:`compare`, in seconds. Raises as that."""
+    check_comparable(a, b)
+    names, kid = a.extractor, kernel_distance(a, b)
+    return {names.fid_name: frechet_distance(a, b), names.kid_name: kid["mean"], f"{names.kid_name}_std": kid["std"]}
+
+
+def frechet_distance(a: Features, b: Features | Statistics) -> float:
+    """``fid`` of :func:`compare`, whatever the extractors."""
+    pair = (a.statistics, b.statistics if isinstance(b, Features) else b)
+    found = fid_statistics_to_metric(*({"mu": each.mu, "sigma": each.sigma} for each in pair), verbose=False)
+    return float(found[KEY_METRIC_FID])
+
+
+def kernel_distance(a: Features, b: Features) -> dict[str, float]:
+    """``mean`` and ``std`` of KID as in :func:`compare`, whatever the extractors."""
+    size = kid_subset_size(min(len(a), len(b)))
+    found = kid_features_to_metric(a.values, b.values, kid_subsets=KID_SUBSETS, kid_subset_size=size, verbose=False)
+    return {"mean": float(found[KEY_METRIC_KID_MEAN]), "std": float(found[KEY_METRIC_KID_STD])}
+
+
+def kid_subset_size(num_images: int) -> int:
+    """Images in a KID subset: 1,000 (torch-fidelity's default) where there are as many, else half of the images, so
+    that the subsets still differ; never more than ``num_images``, never less than 2."""
+    return KID_SUBSET_SIZE if num_images >= KID_SUBSET_SIZE else min(num_images, max(2, num_images // 2))
 
 
 def inception_score(features: Features) -> dict[str, float]:
-    """Inception Score of one set (Salimans et al. 2016, https://arxiv.org/abs/1606.03498) as ``isc`` and
-    ``isc_std``, over 10 splits (fewer images: one image a split). Empty when the extractor has no Inception
-    logits."""
+    """Inception Score of one set (Salimans et al. 2016, https://arxiv.org/abs/1606.03498) as ``isc`` and ``isc_std``,
+    over 10 splits (fewer images: one image a split). Empty when the extractor has no Inception logits."""
     if features.logits is None:
         return {}
     score = isc_features_to_metric(features.logits, splits=min(10, len(features)))
     return {"isc": float(score[KEY_METRIC_ISC_MEAN]), "isc_std": float(score[KEY_METRIC_ISC_STD])}
 
 
-def kid_subset_size(num_images: int) -> int:
-    """Images in a KID subset: 1,000 (torch-fidelity's default) where there are as many, else half of the
-    images, so that the subsets still differ; never more than ``num_images``, never less than 2."""
-    return KID_SUBSET_SIZE if num_images >= KID_SUBSET_SIZE else min(num_images, max(2, num_images // 2))
+def check_comparable(a: Features, b: Features | Statistics) -> None:
+    """Raises: :class:`UserError` for fewer than two images in a set, or features of different extractors."""
+    theirs = b.extractor.identity if isinstance(b, Features) else b.extractor
+    if theirs is not None and theirs != a.extractor.identity:
+        raise UserError(
+            f"features of different extractors cannot be compared: {describe(a.extractor.identity)} and "
+            f"{describe(theirs)}"
+        )
+    size = b.values.shape[1] if isinstance(b, Features) else len(b.mu)
+    if size != a.values.shape[1]:
+        raise UserError(f"features of {a.values.shape[1]} and {size} values cannot be compared")
+    if len(a) < 2 or (b.num_images is not None and b.num_images < 2):
+        raise UserError(f"a distance needs at least 2 images in each set, got {len(a)} and {b.num_images}")
 
 
-def _batches(images: Tensor | Dataset[Tensor], count: int, batch_size: int) -> Iterator[Tensor]:
-    for start in range(0, count, batch_size):
-        stop = min(start + batch_size, count)
-        if isinstance(images, Tensor):
-            batch = images[start:stop]
-        else:
-            items = [images[index] for index in range(start, stop)]
-            if not all(isinstance(item, Tensor) and item.shape == items[0].shape for item in items):
-                raise UserError("a dataset to measure must give uint8 (C, H, W) tensors of one size")
-            batch = torch.stack(items)
-        if batch.dtype != torch.uint8 or batch.dim() != 4 or batch.shape[1] not in (1, 3):
-            raise UserError(
-                f"images to measure must be uint8 (N, C, H, W) with 1 or 3 channels, got {batch.dtype} "
-                f"{tuple(batch.shape)}"
-            )
-        yield batch.expand(-1, 3, -1, -1)
+def distance_warnings(*sets: Features | Statistics) -> list[str]:
+    """What a reader of the Frechet distances between these sets must know, one sentence each; at least one of the sets
+    must be features."""
+    extractor = next(each.extractor for each in sets if isinstance(each, Features))
+    fid, kid = extractor.fid_name, extractor.kid_name
+    found = []
+    known = [each.num_images for each in sets if each.num_images is not None]
+    fewest = min(known)
+    if fewest < FEW_IMAGES:
+        found.append(
+            f"{fid} of {fewest:,} images is biased upwards (markedly below {FEW_IMAGES:,}): compare it only with "
+            f"figures of as many images; {kid} has no such bias"
+        )
+    if fewest <= extractor.feature_size:
+        found.append(
+            f"the covariance of {fewest:,} images in {extractor.feature_size:,} features has not full rank: {fid} says "
+            f"more about the number of images than about the model; go by {kid}"
+        )
+    if len(set(known)) > 1:
+        counts = ", ".join(f"{count:,}" for count in sorted(set(known)))
+        found.append(f"the sets are of different size ({counts} images): the bias of {fid} differs from pair to pair")
+    if any(each.num_images is None for each in sets):
+        found.append(f"statistics that do not say how many images they are of: nothing is known of their bias in {fid}")
+    if any(isinstance(each, Statistics) and each.extractor is None for each in sets):
+        found.append("statistics that do not name their extractor are taken for Inception's, which cannot be checked")
+    if any(isinstance(each, Statistics) for each in sets):
+        found.append(f"statistics without features give neither {kid} nor precision and recall")
+    return found
 
 
-def _short(extractor: Extractor) -> str:
-    return f"{extractor.name} layer {extractor.layer} ({extractor.weights_sha256[:8]})"
+def describe(identity: dict[str, str]) -> str:
+    """An extractor for people: name, layer, first digits of its weights' sha256."""
+    return f"{identity['name']} layer {identity['layer']} ({identity['weights_sha256'][:8]})"

@@ -10,10 +10,24 @@ from typing import Any
 
 from PIL import Image
 
+from ..core.timeline import TimelinePoint
 from ..files import write_aside
+from . import report_quality as q
 from . import report_sections as s
 from . import report_template as h
-from .report_sections import MEMORY, METRICS, TIMES, extractor_name, mib, number, ratio
+from .report_text import (
+    TIMES,
+    brackets,
+    extractor_name,
+    figure,
+    frechet_of,
+    interval,
+    metric_name,
+    mib,
+    number,
+    part,
+    ratio,
+)
 
 
 def write_report(
@@ -22,14 +36,17 @@ def write_report(
     *,
     grids: Mapping[str, Image.Image],
     metrics_rows: Sequence[Mapping[str, Any]] | None,
+    pictures: Mapping[str, Image.Image] | None = None,
+    timelines: Mapping[str, Sequence[TimelinePoint]] | None = None,
 ) -> Path:
     """Write ``report.json`` and the self-contained ``report.html``; returns the path of the page.
 
-    ``report``: ``distances``, ``memory`` (bytes), ``speed``, ``plan``, ``provenance``; a part that is absent
+    ``report``: the parts that ``report.schema.json`` describes (bytes, images per second); a part that is absent
     or None is left out, and without a ``teacher`` in ``memory`` and ``speed`` only the model is shown.
     ``grids``: pictures by name (``teacher``, ``student``, ``data`` or any other caption), shown side by side.
-    ``metrics_rows``: rows of ``metrics.jsonl`` for the loss curves. Numbers that are not finite become null
-    in the JSON.
+    ``metrics_rows``: rows of ``metrics.jsonl`` for the loss curves. ``pictures``: ``nearest``, samples beside the
+    data images nearest to them. ``timelines``: by network, one point an operation (``core/timeline.py``).
+    Numbers that are not finite become null in the JSON.
 
     Each file is written aside and renamed, so a reader sees the old one or the new one. Raises: ``OSError``
     when the folder cannot be written, ``TypeError`` for a value JSON does not know.
@@ -37,28 +54,38 @@ def write_report(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     clean = _json_value(report)
-    page = _page(clean, grids, metrics_rows or [])
+    page = _page(clean, grids, metrics_rows or [], pictures or {}, timelines or {})
     write_aside(output_dir / "report.json", json.dumps(clean, indent=2, allow_nan=False) + "\n")
     write_aside(output_dir / "report.html", page)
     return output_dir / "report.html"
 
 
-def _page(report: dict[str, Any], grids: Mapping[str, Image.Image], rows: Sequence[Mapping[str, Any]]) -> str:
-    distances, memory, speed = (report.get(key) or {} for key in ("distances", "memory", "speed"))
-    plan = report.get("plan") or {}
-    compared = any(part.get("teacher") for part in (memory, speed)) or "teacher_to_data" in distances
+def _page(
+    report: dict[str, Any],
+    grids: Mapping[str, Image.Image],
+    rows: Sequence[Mapping[str, Any]],
+    pictures: Mapping[str, Image.Image],
+    timelines: Mapping[str, Sequence[TimelinePoint]],
+) -> str:
+    distances, memory, speed, plan = (part(report, key) for key in ("distances", "memory", "speed", "plan"))
+    searched = part(report, "provenance").get("num_data_images")
+    compared = any(part(values, "teacher") for values in (memory, speed)) or "teacher_to_data" in distances
     return h.page(
         "Distillation report" if compared else "Model report",
         _subtitle(plan, distances),
         [
             h.headline(_headline(distances, memory, speed)),
-            s.samples_section(grids, compared),
-            s.distances_section(distances, compared),
-            s.memory_section(memory),
+            s.samples_section(grids, compared, same_noise=bool(part(memory, "student"))),
+            q.distances_section(distances, compared),
+            q.steps_section(report.get("steps"), distances, compared),
+            q.paired_section(part(report, "paired")),
+            q.timestep_section(part(report, "timestep_error"), compared),
+            q.nearest_section(part(report, "nearest"), pictures.get("nearest"), searched, compared),
+            s.memory_section(memory, timelines),
             s.speed_section(speed, memory),
-            h.section("Training", s.losses_section(rows)),
+            s.losses_section(rows),
             s.plan_section(plan),
-            h.section("Provenance", h.facts(s.flat(report.get("provenance") or {}), "Provenance")),
+            s.provenance_section(part(report, "provenance")),
         ],
     )
 
@@ -69,34 +96,36 @@ def _subtitle(plan: dict[str, Any], distances: dict[str, Any]) -> str:
         parts.append(f"Feature maps {plan['reduction']}{TIMES} smaller in height and width")
     if plan.get("prediction_type"):
         parts.append(f"predicts {plan['prediction_type']}")
-    if distances.get("num_images"):
-        parts.append(f"measured on {distances['num_images']:,} images")
+    if figure(distances.get("num_images")):
+        parts.append(f"measured on {number(distances['num_images'])} images")
+    if figure(distances.get("num_inference_steps")):
+        parts.append(f"{number(distances['num_inference_steps'])} sampling steps")
     return " · ".join(parts)
 
 
 def _headline(
     distances: dict[str, Any], memory: dict[str, Any], speed: dict[str, Any]
 ) -> Iterator[tuple[str, str | None, str]]:
-    teacher, student = memory.get("teacher") or {}, memory.get("student") or {}
-    key = "tensor_peak" if student.get("tensor_peak") else "paper_peak"
-    name = MEMORY[key][0].lower()
+    teacher, student = part(memory, "teacher"), part(memory, "student")
+    key = "tensor_peak" if figure(student.get("tensor_peak")) else "paper_peak"
+    name = s.MEMORY[key][0].lower()
     smaller = ratio(teacher.get(key), student.get(key))
     if smaller or teacher:
         note = f"{name}: {mib(teacher.get(key))} to {mib(student.get(key))}" if smaller else ""
         yield "Peak memory, smaller by", smaller, note
     else:
-        yield "Peak memory", mib(student[key]) if student.get(key) else None, f"{name}, one image"
+        yield "Peak memory", mib(student[key]) if figure(student.get(key)) else None, f"{name}, one image"
 
-    pair = "student_to_teacher" if distances.get("student_to_teacher") else "student_to_data"
-    values = distances.get(pair) or {}
-    frechet = next((k for k in values if k.startswith("f")), None)
+    pair = "student_to_teacher" if part(distances, "student_to_teacher") else "student_to_data"
+    values, frechet = part(distances, pair), frechet_of(distances)
     label = "Distance, student to teacher" if pair == "student_to_teacher" else "Distance to the data"
-    value = values.get(frechet) if frechet else None
-    unit = f"{METRICS.get(frechet or '', frechet)}, {extractor_name(distances)}"
-    note = f"{unit}, {number(distances.get('num_images'))} images; lower is nearer"
+    value = figure(values.get(frechet))
+    unit = f"{metric_name(frechet)}, {extractor_name(part(distances, 'extractor'))}"
+    ends = brackets(interval(values, frechet))
+    note = f"{ends and f'95% interval {ends}; '}{unit}, {number(distances.get('num_images'))} images; lower is nearer"
     yield label, None if value is None else f"{value:,.1f}", "" if value is None else note
 
-    rates = [(speed.get(who) or {}).get("images_per_second") for who in ("teacher", "student")]
+    rates = [figure(part(speed, who).get("images_per_second")) for who in ("teacher", "student")]
     if rates[0] or not rates[1]:
         both = f"{number(rates[1])} against {number(rates[0])} images/s"
         yield "Sampling speed", ratio(rates[1], rates[0]), both if all(rates) else ""

@@ -1,4 +1,7 @@
-"""The sections of report.html: functions from parts of the report to HTML; an absent part gives an empty one."""
+"""The other sections of report.html: samples, memory, speed, training, plan, provenance.
+
+Each is a function from a part of the report to HTML; an absent part gives an empty one.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,27 @@ from typing import Any
 
 from PIL import Image
 
+from ..core.timeline import TimelinePoint
 from ..errors import UserError
 from . import report_template as h
-from .pictures import MIB, NOT_LOSSES, PEAKS, loss_curves, memory_bars, png_bytes
+from .pictures import png_bytes
+from .report_charts import NOT_LOSSES, PEAKS, loss_curves, memory_bars
+from .report_text import DASH, TIMES, figure, listed, mib, number, part, plain, ratio
+from .timeline import peak_of, timeline_picture
 
-UNBIASED_FROM = 2048
-"""Below this many images the note on the Frechet distance's bias is shown."""
-PAIRS = {
-    "student_to_data": ("Student to data", "Model to data"),
-    "teacher_to_data": ("Teacher to data", ""),
-    "student_to_teacher": ("Student to teacher", ""),
-}
-METRICS = {
-    "fid": "FID",
-    "kid": "KID",
-    "isc": "Inception Score",
-    "fd_efficientnet_lite0": "Frechet distance",
-    "kid_efficientnet_lite0": "KID",
-}
-EXTRACTORS = {"inception-v3-compat": "Inception", "efficientnet-lite0-64px": "EfficientNet-lite0"}
 MEMORY = {
     "tensor_peak": ("Exact tensor peak", "live activation bytes of one forward pass"),
+    "tensor_peak_lean": ("Exact tensor peak, lean", "the same outputs, run with less alive at once"),
     "paper_peak": ("Paper's peak", "largest residual block, skips left out"),
     "paper_peak_with_skips": ("Paper's peak with skips", "the same with live skip connections"),
     "red_paper_peak": ("Paper's peak of RED blocks", "largest RED block"),
     "weights": ("Weights", "parameters and buffers"),
 }
 BARS_ALT = "Bars of the named memory peaks: the numbers of the table above"
-DASH, TIMES = "\u2013", "\u00d7"
 
 
-def samples_section(grids: Mapping[str, Image.Image], compared: bool) -> str:
+def samples_section(grids: Mapping[str, Image.Image], compared: bool, same_noise: bool) -> str:
+    """``same_noise``: the student's images were sampled with the teacher's, not made elsewhere."""
     known = {"teacher": "Teacher", "student": "Student" if compared else "Model", "data": "Data"}
     shown = []
     for name, image in grids.items():
@@ -46,74 +39,26 @@ def samples_section(grids: Mapping[str, Image.Image], compared: bool) -> str:
         shown.append(h.picture(png_bytes(image), f"Grid of {kind}: {caption}", caption))
     if not shown:
         return ""
-    both = {"teacher", "student"} <= {name.lower() for name in grids}
+    both = same_noise and {"teacher", "student"} <= {name.lower() for name in grids}
     lead = "The same place in the grids of teacher and student starts from the same noise." if both else ""
-    return h.section("Samples", h.paragraph(lead), f'<div class="grids">{"".join(shown)}</div>')
+    return h.section("Samples", h.paragraph(lead) if lead else "", f'<div class="grids">{"".join(shown)}</div>')
 
 
-def distances_section(distances: dict[str, Any], compared: bool) -> str:
-    pairs = {key: distances[key] for key in PAIRS if distances.get(key)}
-    pairs |= {key: value for key, value in distances.items() if "_to_" in key and value and key not in pairs}
-    if not pairs:
-        return ""
-    names = list(dict.fromkeys(n for values in pairs.values() for n in values if not n.endswith("_std")))
-    rows = []
-    for key, values in pairs.items():
-        title = PAIRS.get(key, (key.replace("_", " ").capitalize(),) * 2)[0 if compared else 1] or key
-        cells = [h.cell(title)]
-        for name in names:
-            spread = values.get(f"{name}_std")
-            note = "" if spread is None else f"± {number(spread)}"
-            cells.append(h.cell(number(values.get(name)), note))
-        rows.append(cells)
-    count, extractor = distances.get("num_images"), distances.get("extractor") or {}
-    lead = (
-        f"{number(count)} images of each set, features of {extractor_name(distances)}. Lower is nearer. "
-        "KID is a mean over random subsets ± its standard deviation over them."
-    )
-    caution = (
-        f"With {number(count)} images, fewer than {UNBIASED_FROM:,}, the Frechet distance is biased upwards: "
-        "compare it only with values at the same number of images."
-    )
-    return h.section(
-        "Distances",
-        h.paragraph(lead),
-        h.table(["Pair", *(METRICS.get(name, name) for name in names)], rows, label="Distances"),
-        h.paragraph(caution, "caution") if isinstance(count, int) and count < UNBIASED_FROM else "",
-        h.paragraph(_extractor_note(extractor), "note") if extractor else "",
-    )
-
-
-def extractor_name(distances: dict[str, Any]) -> str:
-    name = str((distances.get("extractor") or {}).get("name", "an unnamed extractor"))
-    return EXTRACTORS.get(name, name)
-
-
-def _extractor_note(extractor: dict[str, Any]) -> str:
-    name = extractor.get("name")
-    words = [f"Extractor {name}", f"layer {extractor.get('layer')}", f"input {extractor.get('resize')}"]
-    if extractor.get("weights_sha256"):
-        words.append(f"weights sha256 {str(extractor['weights_sha256'])[:16]}")
-    note = ", ".join(words) + "."
-    if extractor.get("fid_name") != "fid":
-        note += " These are not FID and not comparable with published FID."
-    return note
-
-
-def memory_section(memory: dict[str, Any]) -> str:
-    teacher, student = memory.get("teacher") or {}, memory.get("student") or {}
+def memory_section(memory: dict[str, Any], timelines: Mapping[str, Sequence[TimelinePoint]]) -> str:
+    teacher, student = part(memory, "teacher"), part(memory, "student")
+    timelines = {name if teacher or name != "student" else "model": points for name, points in timelines.items()}
     rows = []
     for key, (name, note) in MEMORY.items():
-        values = [model.get(key) for model in (teacher, student) if model]
+        values = [figure(model.get(key)) for model in (teacher, student) if model]
         if any(values):
             cells = [h.cell(mib(v), f"{v:,} B") if v else h.cell(DASH) for v in values]
             if len(values) == 2:
                 cells.append(h.cell(ratio(*values) or DASH))
             rows.append([h.cell(name, note), *cells])
     if not rows:
-        return ""
-    columns = ["Teacher", "Student", "Smaller by"] if teacher and student else ["Model"]
-    known = any(model.get(key) for model in (teacher, student) for key in PEAKS)
+        return h.section("Memory", _timeline(timelines))
+    columns = ["Teacher", "Student", "Smaller by"] if teacher and student else ["Teacher" if teacher else "Model"]
+    known = any((figure(model.get(key)) or 0) > 0 for model in (teacher, student) for key in PEAKS)
     places = [
         f"{name} in {model['peak_module']} ({model.get('peak_operation')})"
         for name, model in (("Teacher", teacher), ("Student" if teacher else "Model", student))
@@ -128,13 +73,22 @@ def memory_section(memory: dict[str, Any]) -> str:
         h.paragraph(lead),
         h.table(["", *columns], rows, label="Memory"),
         h.paragraph(f"The exact peak occurs: {'; '.join(places)}.", "note") if places else "",
-        h.picture(memory_bars(memory), BARS_ALT, css_class="chart") if known else "",
+        h.picture(memory_bars({"teacher": teacher, "student": student}), BARS_ALT, css_class="chart") if known else "",
+        _timeline(timelines),
     )
 
 
+def _timeline(timelines: Mapping[str, Sequence[TimelinePoint]]) -> str:
+    ran = {name: points for name, points in timelines.items() if points}
+    if not ran:
+        return ""
+    peaks = [f"{name} peaks at {mib(peak_of(points).live_bytes)}" for name, points in ran.items()]
+    return h.picture(timeline_picture(ran), f"Live activations over one forward pass: {', '.join(peaks)}", "", "chart")
+
+
 def speed_section(speed: dict[str, Any], memory: dict[str, Any]) -> str:
-    who = [name for name in ("teacher", "student") if speed.get(name) or memory.get(name)]
-    models = [{**(memory.get(name) or {}), **(speed.get(name) or {})} for name in who]
+    who = [name for name in ("teacher", "student") if part(speed, name) or part(memory, name)]
+    models = [{**part(memory, name), **part(speed, name)} for name in who]
     labels = {
         "images_per_second": "Images per second",
         "seconds": "Seconds in all",
@@ -146,7 +100,7 @@ def speed_section(speed: dict[str, Any], memory: dict[str, Any]) -> str:
     }
     rows = []
     for key, label in labels.items():
-        values = [model.get(key) for model in models]
+        values = [figure(model.get(key)) for model in models]
         if any(value is not None for value in values):
             cells = [h.cell(number(value)) for value in values]
             if len(values) == 2 and key == "images_per_second":
@@ -155,7 +109,7 @@ def speed_section(speed: dict[str, Any], memory: dict[str, Any]) -> str:
                 smaller = ratio(values[0], values[1]) if key in ("parameters", "macs") else None
                 cells.append(h.cell(smaller or "", "smaller" if smaller else ""))
             rows.append([h.cell(label), *cells])
-    columns = ["Teacher", "Student", "Ratio"] if len(models) == 2 else ["Model"]
+    columns = ["Teacher", "Student", "Ratio"] if len(models) == 2 else ["Teacher" if who == ["teacher"] else "Model"]
     return h.section("Speed and size", h.table(["", *columns], rows, label="Speed and size") if rows else "")
 
 
@@ -168,12 +122,10 @@ def losses_section(rows: Sequence[Mapping[str, Any]]) -> str:
     last = losses[-1]
     parts = [f"{name} {number(value)}" for name, value in last.items() if name not in NOT_LOSSES]
     alt = f"Losses by training step; at step {last['step']}: {', '.join(parts)}"
-    return h.picture(png, alt, css_class="chart")
+    return h.section("Training", h.picture(png, alt, css_class="chart"))
 
 
 def plan_section(plan: dict[str, Any]) -> str:
-    if not plan:
-        return ""
     names = {
         "reduction": "Reduction",
         "teacher_strides": "Strides of the teacher",
@@ -184,13 +136,13 @@ def plan_section(plan: dict[str, Any]) -> str:
         "red_start": "RED start",
         "start": "Start of the other weights",
     }
-    settings = [(label, _plain(plan[key])) for key, label in names.items() if plan.get(key) is not None]
+    settings = [(label, plain(plan[key])) for key, label in names.items() if plan.get(key) is not None]
     rows = []
-    for block in plan.get("blocks") or []:
+    for block in filter(None, map(part, listed(plan.get("blocks")))):
         side = f"its {block['teacher_side']}, " if block.get("teacher_side") else ""
         cells = [
             h.cell(block.get("name", ""), code=True),
-            h.cell(_plain(block.get("channels", ""))),
+            h.cell(plain(block.get("channels", ""))),
             h.cell(_size(block.get("resolution"))),
             h.cell(block.get("teacher_layer", ""), side + _size(block.get("teacher_resolution")), code=True),
         ]
@@ -203,16 +155,16 @@ def plan_section(plan: dict[str, Any]) -> str:
     )
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def provenance_section(provenance: dict[str, Any]) -> str:
+    return h.section("Provenance", h.facts(_flat(provenance), "Provenance"))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key} · ")
+            yield from _flat(value, f"{prefix}{key} · ")
         else:
-            yield prefix + str(key), _plain(value)
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield prefix + str(key), plain(value)
 
 
 def _size(value: Any) -> str:
@@ -220,22 +172,3 @@ def _size(value: Any) -> str:
         return DASH
     sides = list(value) if isinstance(value, list | tuple) else [value, value]
     return f" {TIMES} ".join(map(str, sides))
-
-
-def mib(count: float | None) -> str:
-    return DASH if count is None else f"{count / MIB:,.2f} MiB"
-
-
-def ratio(a: float | None, b: float | None) -> str | None:
-    return f"{a / b:.2f}{TIMES}" if a and b else None
-
-
-def number(value: Any) -> str:
-    """Integers with thousands separators, large counts in giga, other numbers with four digits."""
-    if value is None:
-        return DASH
-    if isinstance(value, int):
-        return f"{value:,}" if value < 10**9 else f"{value / 10**9:,.3g} G"
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.1f}" if 1000 <= abs(value) < 10**9 else f"{value:.4g}"

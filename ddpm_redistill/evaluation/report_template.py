@@ -28,6 +28,7 @@ h1 { font-size: 30px; line-height: 1.2; letter-spacing: -0.01em; margin: 0 0 6px
 h2 { font-size: 20px; line-height: 1.3; margin: 0 0 14px; font-weight: 650 }
 section { margin-top: 52px }
 p { margin: 0 0 12px; max-width: 70ch }
+h1, h2, p, dd, figcaption { overflow-wrap: break-word }
 .figures {
   display: grid; grid-template-columns: repeat(3, 1fr); margin: 32px 0 0; padding: 22px 0;
   border-top: 2px solid var(--ink); border-bottom: 1px solid var(--line);
@@ -48,7 +49,9 @@ figcaption { font-size: 15px; font-weight: 600; margin-bottom: 8px }
 img { display: block; max-width: 100%; height: auto }
 .grids img { width: 100%; max-width: 640px; image-rendering: pixelated }
 .chart { margin-top: 24px; max-width: 640px }
+.nearest { margin: 16px 0 24px }
 .scroll { overflow-x: auto }
+.chart + .scroll { margin-top: 24px }
 .facts + .scroll { margin-top: 24px }
 table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums }
 th, td {
@@ -67,6 +70,14 @@ code {
 .caution {
   border-left: 3px solid var(--warm); background: #fdf7f2; padding: 10px 14px; margin: 16px 0; font-size: 15px;
 }
+strong { font-weight: 700; color: var(--accent) }
+.wide { max-width: 1400px }
+.compare table { font-size: 13.5px }
+.compare th, .compare td { padding-right: 14px }
+.compare thead th { white-space: normal; vertical-align: bottom; font-size: 12px }
+.compare tbody th { min-width: 150px; font-weight: 600; overflow-wrap: anywhere }
+.compare small { font-size: 12px }
+.reference th, .reference td { color: var(--soft) }
 .facts th { width: 34%; color: var(--soft); font-weight: 400; overflow-wrap: anywhere }
 .facts td { overflow-wrap: anywhere }
 @media (max-width: 640px) {
@@ -94,9 +105,22 @@ code {
   .scroll tbody th { grid-column: 1 / -1; padding-right: 0 }
   .scroll thead th:first-child { display: none }
   .scroll td.number, .scroll th.number { text-align: left }
+  /* more columns than stand beside each other: every value carries its own column's name */
+  .scroll.many thead { display: none }
+  .scroll.many tr { grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)); row-gap: 6px }
+  .scroll.many td::before {
+    content: attr(data-column); display: block; font-size: 12px; line-height: 1.3; color: var(--soft);
+    white-space: normal;
+  }
 }
 @media print {
   @page { margin: 16mm }
+  @page across { size: landscape; margin: 10mm }
+  .wide { page: across }
+  .wide table { font-size: 8pt }
+  .wide small, .wide thead th { font-size: 7pt }
+  .wide th, .wide td { padding: 4px 8px 4px 0 }
+  .wide tbody th { min-width: 100px }
   body { font-size: 10.5pt }
   main { max-width: none; padding: 0 }
   section { margin-top: 9mm }
@@ -109,21 +133,25 @@ code {
 }
 """
 
+MANY = 4
+"""Columns that stand beside each other on a phone."""
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def text(value: object) -> str:
     """Any value as HTML text, safe between tags and inside a quoted attribute."""
-    return html.escape(str(value), quote=True)
+    shown = str(value).encode("utf-8", "replace").decode("utf-8")  # half a character, as JSON can hold, cannot be saved
+    return html.escape(shown, quote=True)
 
 
-def page(title: str, subtitle: str, parts: Iterable[str]) -> str:
-    """A whole document."""
+def page(title: str, subtitle: str, parts: Iterable[str], wide: bool = False) -> str:
+    """A whole document; ``wide``: for a table of many columns, printed across."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f'<main class="{"wide" if wide else ""}">\n'
         f"<header>\n<h1>{text(title)}</h1>\n<p>{text(subtitle)}</p>\n</header>\n"
         + "\n".join(part for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"
@@ -153,25 +181,36 @@ def picture(png: bytes, alt: str, caption: str = "", css_class: str = "") -> str
     return f'<figure class="{text(css_class)}">{title}{image}</figure>'
 
 
-def cell(value: object, note: str = "", code: bool = False) -> str:
+def cell(value: object, note: str = "", code: bool = False, best: bool = False) -> str:
     """The inside of a table cell: a value and, under it, a smaller note."""
-    shown = f"<code>{text(value)}</code>" if code else text(value)
+    tag = "code" if code else "strong" if best else ""
+    shown = f"<{tag}>{text(value)}</{tag}>" if tag else text(value)
     return shown + (f"<small>{text(note)}</small>" if note else "")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1, label: str = "") -> str:
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    numbers_from: int = 1,
+    label: str = "",
+    css_class: str = "",
+    references: int = 0,
+) -> str:
     """A table; ``rows`` hold :func:`cell` parts, the first of each is the row's header. Columns from
-    ``numbers_from`` on are right-aligned."""
+    ``numbers_from`` on are right-aligned. The last ``references`` rows are set back."""
     kind = [' class="number"' if index >= numbers_from else "" for index in range(len(columns))]
     head = "".join(f'<th scope="col"{k}>{text(c)}</th>' for c, k in zip(columns, kind, strict=True))
     body = []
     for first, *rest in rows:
-        cells = "".join(f"<td{k}>{value}</td>" for value, k in zip(rest, kind[1:], strict=True))
-        body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
+        named = zip(rest, columns[1:], kind[1:], strict=True)
+        cells = "".join(f'<td{k} data-column="{text(column)}">{value}</td>' for value, column, k in named)
+        body.append(f'<th scope="row">{first}</th>{cells}</tr>')
+    kinds = ["<tr>"] * (len(body) - references) + ['<tr class="reference">'] * references
+    inside = "".join(opening + row for opening, row in zip(kinds, body, strict=True))
     opening = f'<table aria-label="{text(label)}" style="--values: {len(columns) - 1}">'
-    inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
-    css_class = "scroll" if numbers_from < len(columns) else "scroll words"
-    return f'<div class="{css_class}">{opening}{inside}</table></div>'
+    width = "words" if numbers_from >= len(columns) else "many" if len(columns) > MANY else ""
+    classes = " ".join(filter(None, ["scroll", width, css_class]))
+    return f'<div class="{classes}">{opening}<thead><tr>{head}</tr></thead><tbody>{inside}</tbody></table></div>'
 
 
 def facts(rows: Iterable[tuple[str, object]], label: str = "") -> str:

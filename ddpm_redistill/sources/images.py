@@ -41,7 +41,7 @@ def open_images(source: str | os.PathLike[str], *, image_size: int, channels: in
         raise UserError(f"{what}; a source of images is {FORMS}")
     if not path.lower().endswith(".npz"):
         raise UserError(f"{source} is a file, but not an .npz of images; a source of images is {FORMS}")
-    return _open_npz(path, image_size, channels)
+    return from_array(read_npz(path), path, image_size, channels)
 
 
 def _open_folder(path: Path, image_size: int, channels: int) -> ImageSource:
@@ -52,7 +52,8 @@ def _open_folder(path: Path, image_size: int, channels: int) -> ImageSource:
     return ImageSource(n, reader if scan.kept is None else scan.kept, text, scan.fingerprint)
 
 
-def _open_npz(path: str, image_size: int, channels: int) -> ImageSource:
+def read_npz(path: str) -> np.ndarray:
+    """The images of an .npz file: uint8 (N, H, W) or (N, H, W, 1 or 3), N > 0. Raises UserError for any other."""
     try:
         if not zipfile.is_zipfile(path):  # np.load would take a .npy or a pickle under this name
             raise ValueError("it is not an archive as numpy.savez writes")
@@ -76,4 +77,4 @@ def _open_npz(path: str, image_size: int, channels: int) -> ImageSource:
     if array.ndim not in (3, 4) or (array.ndim == 4 and shape[3] not in (1, 3)) or 0 in shape:
         hint = "move the channels last" if array.ndim == 4 and shape[1] in (1, 3) else "save it in that shape"
         raise UserError(f"'{key}' in {path} has shape {shape}, not (N, H, W[, 1 or 3]) with N > 0; {hint}")
-    return from_array(array, path, image_size, channels)
+    return array

@@ -1,0 +1,66 @@
+"""Sets of images measured as they are made, in step with each other: no set is ever held as images."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from .extractors import Extractor
+from .features import FeatureAccumulator, Features
+from .paired import PairedErrors
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What is kept of a set: its features, its first images, uint8 (<= shown, C, H, W), and the seconds it took."""
+
+    features: Features
+    first: Tensor
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        return len(self.features) / self.seconds
+
+
+def measure_together(
+    sets: Mapping[str, Iterator[Tensor]], extractor: Extractor, *, num_images: int, shown: int, label: str
+) -> tuple[dict[str, Measured], dict[str, Any] | None]:
+    """Measure sets of ``num_images`` images, given as batches, uint8 (b, C, H, W), of equal sizes in all sets.
+
+    Returns:
+        Each set's features, and the paired errors of student against teacher if both are there: image k of one must
+        then have started from the same noise as image k of the other.
+    """
+    accumulators = {name: FeatureAccumulator(extractor) for name in sets}
+    first: dict[str, list[Tensor]] = {name: [] for name in sets}
+    seconds = dict.fromkeys(sets, 0.0)
+    pairs = PairedErrors() if {"teacher", "student"} <= sets.keys() else None
+    done = 0
+    with tqdm(total=num_images, desc=label, unit="image") as bar:
+        while done < num_images:
+            batches = {}
+            for name, batch_of in sets.items():
+                started = time.perf_counter()
+                batches[name] = next(batch_of)
+                seconds[name] += time.perf_counter() - started
+            for name, batch in batches.items():
+                accumulators[name].add(batch)
+                first[name].append(batch[: max(0, shown - done)].cpu())
+            if pairs is not None:
+                pairs.add(batches["teacher"], batches["student"])
+            done += len(batch)
+            bar.update(len(batch))
+    measured = {name: Measured(accumulators[name].finish(), torch.cat(first[name]), seconds[name]) for name in sets}
+    return measured, pairs.summary() if pairs is not None else None
+
+
+def batches_of_images(images: Dataset[Tensor] | Tensor, num_images: int, batch_size: int) -> Iterator[Tensor]:
+    """The first images of a set, uint8 (<= batch_size, C, H, W) at a time."""
+    for start in range(0, num_images, batch_size):
+        yield torch.stack([images[i] for i in range(start, min(start + batch_size, num_images))])

@@ -1,0 +1,140 @@
+"""A sampling run to disk: images are written as they are made, by one process or several, and a killed run goes on.
+
+Batch b is images b * batch_size ... whoever makes it: process r of n makes the batches with b % n == r. So the
+files have the same bytes whatever the number of processes, and after a kill. Another batch_size moves a few pixels by
+one level (``sampling.py``), so it is among the settings that a resumed run must share.
+"""
+
+import json
+import logging
+import os
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+from ..errors import UserError
+from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..sources.teacher import find_model, sha256_of
+from .image_store import ImageStore, open_store
+from .pictures import image_grid
+from .sampling import batches_of, check_counts, open_for_sampling, sample_batches
+
+log = logging.getLogger("ddpm_redistill")
+
+GRID_IMAGES = 40
+GRID_COLUMNS = 8
+WAIT = timedelta(days=7)  # processes end far apart when one of them has more left to do
+
+
+def sample_to_disk(
+    model: str,
+    output: str | os.PathLike[str],
+    *,
+    num_images: int,
+    num_inference_steps: int = 50,
+    scheduler: str = "ddim",
+    spacing: str | None = None,
+    eta: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    lean: str | None = None,
+    dtype: str = "float32",
+    resume: bool = False,
+) -> Path:
+    """Sample images 0 ... num_images - 1 of ``seed`` into a folder of PNG files or an .npz -> a picture of the first.
+
+    Args:
+        resume: go on with a run of the same settings, to the same bytes; ``num_images`` may have grown.
+
+    Raises:
+        UserError: a mistake in any argument, or in what is at ``output`` already, before anything is written.
+    """
+    # without being told, processes on CPUs would not see each other: each would do all the work
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    state = PartialState(cpu=on_cpu, timeout=WAIT)
+    store = open_store(output)
+    pipeline = open_for_sampling(
+        model, scheduler, spacing=spacing, eta=eta, lean=lean, dtype=dtype, device=state.device
+    )
+    check_counts(pipeline, num_images, num_inference_steps, batch_size)
+    channels = pipeline.unet.config.out_channels
+    if channels not in (1, 3):
+        raise UserError(f"{model} makes images of {channels} channels: pictures have 1 or 3")
+    settings = {
+        "model": model,
+        "model_sha256": sha256_of(find_model(model).weights),
+        "seed": seed,
+        "num_images": num_images,
+        "num_inference_steps": num_inference_steps,
+        "scheduler": scheduler,
+        "spacing": pipeline.scheduler.config.timestep_spacing,
+        "eta": eta,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "lean": lean,
+        "noise_schedule": noise_schedule(pipeline),
+        "device": state.device.type,
+        "version": version("ddpm-redistill"),
+        "torch": torch.__version__,
+    }
+    store.check(settings, resume=resume)
+    state.wait_for_everyone()  # all have looked before one writes
+    if state.is_main_process:
+        store.start(settings)
+    state.wait_for_everyone()
+
+    batches = batches_of(num_images, batch_size)
+    missing = [batch for batch in batches if not store.is_complete(batch)]
+    state.wait_for_everyone()  # all have counted before one adds
+    if resume:
+        there = num_images - sum(map(len, missing))
+        log.info("%d of %d images are there", there, num_images)
+    mine = [batch for batch in missing if (batch.start // batch_size) % state.num_processes == state.process_index]
+    made = sample_batches(
+        pipeline,
+        num_images=num_images,
+        num_inference_steps=num_inference_steps,
+        batch_size=batch_size,
+        seed=seed,
+        batches=mine,
+        label="sampling" if state.num_processes == 1 else f"process 1 of {state.num_processes}",
+        show_progress=state.is_main_process,
+    )
+    for batch, images in zip(mine, made, strict=True):
+        store.write(batch, images)
+    state.wait_for_everyone()
+
+    grid = grid_path(Path(output))
+    if state.is_main_process:
+        first_images(store, batches).save(grid)
+        store.finish(batches, settings)
+        log.info("%d images in %s, the first of them in %s", num_images, output, grid)
+    state.wait_for_everyone()
+    return grid
+
+
+def noise_schedule(pipeline: RedDDPMPipeline) -> dict[str, Any]:
+    """The scheduler's settings without the spacing, and the names and versions that diffusers adds."""
+    config = json.loads(pipeline.scheduler.to_json_string())
+    return {key: value for key, value in config.items() if not key.startswith("_") and key != "timestep_spacing"}
+
+
+def grid_path(output: Path) -> Path:
+    """Beside the images: ``digits_grid.png`` for the folder ``digits`` and for ``digits.npz``."""
+    path = output.resolve()  # "." has a name too
+    name = path.stem if path.suffix.lower() == ".npz" else path.name
+    return path.with_name(f"{name}_grid.png")
+
+
+def first_images(store: ImageStore, batches: list[range]) -> Any:
+    """A picture of the first images of a run."""
+    found: list[torch.Tensor] = []
+    for batch in batches:
+        if len(found) < GRID_IMAGES:
+            found += store.read(batch)
+    return image_grid(torch.stack(found[:GRID_IMAGES]), GRID_COLUMNS)
