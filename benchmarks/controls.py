@@ -3,8 +3,8 @@
     python benchmarks/controls.py --run runs/demo
 
 The same noise for every row; distances to the run's data at equal n. Exits with 1 when a row marked * is not worse than
-the student. The other two may be as good where there is nothing to lose: raw weights at the end of a schedule that goes
-to 0, and what RED blocks have learnt in a few hundred steps.
+the student. The other two are shown without a verdict: on a student of 300 steps they did not move
+(docs/evaluation.md).
 """
 
 import argparse

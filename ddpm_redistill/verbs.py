@@ -88,7 +88,7 @@ def run_memory(arguments: Namespace) -> None:
     memory = {name: profiles_report(found) for name, found in profiles.items()}
     execution, judged = f"lean {arguments.lean}" if arguments.lean else "eager", profiles["model"][arguments.lean]
     if folder is not None:
-        from .evaluation.timeline import timeline_picture, write_timeline_csv
+        from .evaluation.pages.timeline import timeline_picture, write_timeline_csv
 
         timelines = {name: found[None].timeline for name, found in profiles.items()}
         if arguments.lean:
@@ -182,7 +182,7 @@ def run_statistics(arguments: Namespace) -> None:
 
 
 def run_report(arguments: Namespace) -> None:
-    from .evaluation.report_compare_page import write_comparison
+    from .evaluation.pages.compare_page import write_comparison
 
     found = write_comparison(arguments.runs, arguments.output)
     if arguments.json:

@@ -1,8 +1,13 @@
 """Shared by all tests: tiny networks of the real shape, and the real CIFAR-10 architecture as data."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# Before torch is imported, here and in the processes that tests start: as many test processes run side by side as there
+# are cores, and threads of each would stand in the others' way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

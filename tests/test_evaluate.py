@@ -1,14 +1,16 @@
 """evaluate: distances, memory and speed of a model and its teacher from the same noise, in one report."""
 
 import json
+from importlib import resources
 
+import jsonschema
 import pytest
 import torch
 from training_helpers import SIZE, UNET_WEIGHTS, distill_config, make_images, make_tiny_teacher
 
 from ddpm_redistill.cli import main
 from ddpm_redistill.errors import UserError
-from ddpm_redistill.evaluation import evaluate as evaluate_module
+from ddpm_redistill.evaluation import subjects
 from ddpm_redistill.evaluation.evaluate import evaluate
 from ddpm_redistill.evaluation.reference import reference_images
 from ddpm_redistill.evaluation.sampling import open_for_sampling, sample_batches, sample_images
@@ -110,7 +112,7 @@ def test_teacher_and_student_start_from_the_same_noise(arguments, tmp_path, monk
         pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append((args[0].clone(), int(args[1]))))
         return pipeline
 
-    monkeypatch.setattr(evaluate_module, "open_for_sampling", opened)
+    monkeypatch.setattr(subjects, "open_for_sampling", opened)
     evaluate(**{**arguments, "data": None}, output_dir=tmp_path)
     teacher, student = first[arguments["teacher"]][:4], first[arguments["model"]][:4]  # then memory is measured
     # two batches (5 and 3 images) of two steps each: the first of each begins from noise
@@ -167,6 +169,15 @@ def test_several_numbers_of_steps(arguments, tmp_path):
     assert found["steps"][0]["student_to_data"] != last["student_to_data"]
     alone = evaluate(**{**arguments, "steps": 3}, output_dir=tmp_path)["distances"]
     assert alone["student_to_data"] == last["student_to_data"]
+
+
+def test_the_schema_describes_what_is_written(arguments, report, tmp_path):
+    evaluate(**{**arguments, "steps": [1, 2]}, output_dir=tmp_path)
+    schema = json.loads(resources.files("ddpm_redistill.evaluation").joinpath("report.schema.json").read_text())
+    for folder in (tmp_path, report[1]):
+        jsonschema.Draft202012Validator(schema).validate(json.loads((folder / "report.json").read_text()))
+    config = report[0]["provenance"]["config"]
+    assert (config["recipe"], config["training"]["steps"]) == ("default", 2)
 
 
 # --- images made elsewhere

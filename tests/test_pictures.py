@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from ddpm_redistill.errors import UserError
-from ddpm_redistill.evaluation.pictures import image_grid, png_bytes
-from ddpm_redistill.evaluation.report_charts import loss_curves, memory_bars
+from ddpm_redistill.evaluation.pages.charts import loss_curves, memory_bars
+from ddpm_redistill.evaluation.pages.pictures import image_grid, png_bytes
 
 MIB = 2**20
 

@@ -22,7 +22,7 @@ from ddpm_redistill.core.memory import profile_memory
 from ddpm_redistill.core.paper_memory import ResidualBlockRecorder
 from ddpm_redistill.core.timeline import TimelinePoint, memory_timeline
 from ddpm_redistill.errors import UserError
-from ddpm_redistill.evaluation.timeline import peak_of, timeline_picture, write_timeline_csv
+from ddpm_redistill.evaluation.pages.timeline import peak_of, timeline_picture, write_timeline_csv
 from ddpm_redistill.students.derive import build_student
 from ddpm_redistill.students.footprint import unet_memory
 from ddpm_redistill.students.plan import plan_student

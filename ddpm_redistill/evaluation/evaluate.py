@@ -1,32 +1,29 @@
 """``evaluate``: a model, or images made elsewhere, against data and against its teacher; one report."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from ..errors import UserError
-from ..files import read_metrics
-from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..provenance import environment
-from ..sources.teacher import find_model, sha256_of
 from ..students.footprint import MOST_SAVING, memory_profiles, profiles_report
 from .extractors import choose_extractor
 from .feature_cache import cached_features
 from .features import Features, Statistics
-from .measure import Measured, batches_of_images, measure_together
+from .measure import Measured, measure_together
 from .metrics import compare, distance_warnings, inception_score
 from .nearest import nearest_images, nearest_picture, nearest_summary
-from .pictures import image_grid, side_by_side
-from .reference import open_image_set, reference_images
+from .pages.pictures import image_grid, side_by_side
+from .reference import reference_images
 from .report import write_report
-from .sampling import check_counts, open_for_sampling, sample_batches
 from .statistics import holds_statistics, load_statistics
+from .subjects import common_shape, open_subject, run_of
 from .timestep_error import error_by_timestep
 
 log = logging.getLogger("ddpm_redistill")
@@ -35,8 +32,6 @@ GRID_IMAGES = 40
 GRID_COLUMNS = 8
 NEAREST_SHOWN = 16
 PAIRS = (("student", "data"), ("teacher", "data"), ("student", "teacher"))
-
-Source: TypeAlias = RedDDPMPipeline | Dataset[Tensor]
 
 
 def evaluate(
@@ -81,24 +76,18 @@ def evaluate(
         raise UserError(f"num_images must be at least 2 for a distance, not {num_images}")
     chosen = choose_extractor(inception_weights, extractor).to("cuda" if torch.cuda.is_available() else "cpu")
     counts = [steps] if isinstance(steps, int) else list(steps)
-    made_elsewhere = holds_images(model)
-    sources: dict[str, Source] = {
-        "student": open_image_set(model)
-        if made_elsewhere
-        else open_for_sampling(model, scheduler, spacing=spacing, eta=eta)
-    }
+    subjects = {"student": open_subject(model, scheduler, spacing, eta)}
     if teacher is not None:
-        sources["teacher"] = open_for_sampling(teacher, scheduler, spacing=spacing, eta=eta)
-    pipelines = {name: source for name, source in sources.items() if isinstance(source, RedDDPMPipeline)}
-    shape = check_sources(sources, {"student": model, "teacher": teacher or ""}, num_images)
-    for pipeline in pipelines.values():
-        for count in counts:
-            check_counts(pipeline, num_images, count, batch_size)
+        subjects["teacher"] = open_subject(teacher, scheduler, spacing, eta)
+    channels, image_size = common_shape(subjects)
+    for subject in subjects.values():
+        subject.check(num_images, counts, batch_size)
+    pipelines = {name: subject.pipeline for name, subject in subjects.items() if subject.pipeline is not None}
     images = reference = None
     if data is not None and holds_statistics(Path(data).expanduser()):
         reference = load_statistics(Path(data).expanduser(), chosen)
     elif data is not None:
-        images = reference_images(data, image_size=shape[1], channels=shape[0], num_images=num_images, seed=seed)
+        images = reference_images(data, image_size=image_size, channels=channels, num_images=num_images, seed=seed)
     log.info("distances by %s: %s", chosen.name, chosen.reason)
 
     # 2. sampled and measured, a batch at a time, student and teacher from the same noise
@@ -106,7 +95,7 @@ def evaluate(
         reference = cached_features(images, chosen, progress="features of the data")
     sweep = []
     for count in counts if pipelines else counts[-1:]:
-        sets = {name: _batches(source, num_images, count, batch_size, seed) for name, source in sources.items()}
+        sets = {name: each.batches(num_images, count, batch_size, seed) for name, each in subjects.items()}
         label = f"{' and '.join(sets)}, {count} steps" if pipelines else "features of the images"
         measured, paired = measure_together(sets, chosen, num_images=num_images, shown=GRID_IMAGES, label=label)
         features: dict[str, Features | Statistics] = {name: found.features for name, found in measured.items()}
@@ -129,7 +118,7 @@ def evaluate(
         },
         "speed": speed,
     }
-    if paired is not None and not made_elsewhere:  # image k of both from the same noise
+    if paired is not None and len(pipelines) == 2:  # image k of both from the same noise
         report["paired"] = paired
     if len(sweep) > 1:
         report["steps"] = sweep
@@ -143,15 +132,23 @@ def evaluate(
         pictures["nearest"] = _nearest_of_some(measured["student"], images, reference)
     profiles = {name: memory_profiles(p.unet, settings=(MOST_SAVING,)) for name, p in pipelines.items()}
     report["memory"] = {name: profiles_report(found) for name, found in profiles.items()}
-    report["plan"] = dict(pipelines["student"].unet.config).get("student_plan") if not made_elsewhere else None
+    student = pipelines.get("student")
+    report["plan"] = dict(student.unet.config).get("student_plan") if student else None
     sampler = {"num_inference_steps": counts, "scheduler": scheduler, "spacing": spacing, "eta": eta}
+    run = run_of(model) if student else {}
+    names = {"student": "model", "teacher": "teacher"}
     report["provenance"] = {
-        **_origin(sources, {"student": model, "teacher": teacher}, measured),
+        **{
+            key: value
+            for name, subject in subjects.items()
+            for key, value in subject.origin(names[name], measured[name].features.images_sha256).items()
+        },
         **({"data": data} if data is not None else {}),
         **({"num_data_images": reference.num_images, "data_sha256": reference.images_sha256} if reference else {}),
         **(sampler if pipelines else {}),
         "seed": seed,
         **environment(),
+        **({"config": run["config"]} if run else {}),
     }
 
     # 4. the page
@@ -159,58 +156,17 @@ def evaluate(
     if images is not None:
         shown["data"] = torch.stack([images[i] for i in range(min(GRID_IMAGES, len(images)))])
     grids = {name: image_grid(shown[name], GRID_COLUMNS) for name in sorted(shown)}  # data, student, teacher
-    curves = Path(model).parent / "metrics.jsonl"
     page = write_report(
         report,
         Path(output_dir),
         grids=grids,
-        metrics_rows=read_metrics(curves) if curves.is_file() and not made_elsewhere else None,
+        metrics_rows=run.get("metrics"),
         pictures=pictures,
         timelines={name: found[None].timeline for name, found in profiles.items()},
     )
     side_by_side(grids).save(page.with_name("comparison.png"))
     log.info("report written to %s", page)
     return report
-
-
-def holds_images(ref: str) -> bool:
-    """Whether ``evaluate`` takes this for images made elsewhere: an .npz, or a folder that has no network in it."""
-    path = Path(ref).expanduser()
-    if path.is_dir():
-        return not any((path / name).is_file() for name in ("model_index.json", "config.json", "unet/config.json"))
-    return path.suffix.lower() == ".npz" and path.is_file()
-
-
-def check_sources(sources: Mapping[str, Source], refs: Mapping[str, str], num_images: int) -> tuple[int, int]:
-    """(channels, pixels a side), which all must have. Raises UserError; also for too few images made elsewhere."""
-    shapes = {}
-    for name, source in sources.items():
-        if isinstance(source, RedDDPMPipeline):
-            config = source.unet.config
-            size = config.sample_size
-            shapes[name] = (config.in_channels, size if isinstance(size, int) else size[0])
-        else:
-            shapes[name] = tuple(source[0].shape[:2])
-            if len(source) < num_images:  # type: ignore[arg-type]
-                count = len(source)  # type: ignore[arg-type]
-                raise UserError(f"{refs[name]} has {count} images, {num_images} are needed: lower --num_images")
-    if len(set(shapes.values())) > 1:
-        said = ", ".join(f"{refs[name]} {size} px, channels {channels}" for name, (channels, size) in shapes.items())
-        raise UserError(f"images of different shape cannot be compared: {said}")
-    return shapes["student"]
-
-
-def _batches(source: Source, num_images: int, steps: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    if not isinstance(source, RedDDPMPipeline):
-        return batches_of_images(source, num_images, batch_size)
-    return sample_batches(
-        source,
-        num_images=num_images,
-        num_inference_steps=steps,
-        batch_size=batch_size,
-        seed=seed,
-        show_progress=False,
-    )
 
 
 def _compare(a: Features | Statistics, b: Features | Statistics) -> dict[str, Any]:
@@ -224,20 +180,6 @@ def _nearest_of_some(measured: Measured, images: Subset[Tensor], reference: Feat
     order = distances.argsort()[:NEAREST_SHOWN]
     neighbours = torch.stack([images[int(index)] for index in indices[order]])
     return nearest_picture(measured.first[order], neighbours, distances[order], GRID_COLUMNS)
-
-
-def _origin(
-    sources: Mapping[str, Source], refs: Mapping[str, str | None], measured: Mapping[str, Measured]
-) -> dict[str, Any]:
-    """What each set was made from, with the hash of its weights, or of the images when they were made elsewhere."""
-    origin: dict[str, Any] = {}
-    for name, source in sources.items():
-        key, ref = ("model" if name == "student" else name), refs[name] or ""
-        if isinstance(source, RedDDPMPipeline):
-            origin |= {key: ref, f"{key}_sha256": sha256_of(find_model(ref).weights)}
-        else:
-            origin |= {"images": ref, "images_sha256": measured[name].features.images_sha256}
-    return origin
 
 
 def _speed(measured: Measured, num_inference_steps: int, batch_size: int) -> dict[str, Any]:

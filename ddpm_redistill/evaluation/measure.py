@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .extractors import Extractor
@@ -58,9 +57,3 @@ def measure_together(
             bar.update(len(batch))
     measured = {name: Measured(accumulators[name].finish(), torch.cat(first[name]), seconds[name]) for name in sets}
     return measured, pairs.summary() if pairs is not None else None
-
-
-def batches_of_images(images: Dataset[Tensor] | Tensor, num_images: int, batch_size: int) -> Iterator[Tensor]:
-    """The first images of a set, uint8 (<= batch_size, C, H, W) at a time."""
-    for start in range(0, num_images, batch_size):
-        yield torch.stack([images[i] for i in range(start, min(start + batch_size, num_images))])

@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..errors import UserError
+from .pages.charts import FAINT, INK
+from .pages.pictures import image_grid
 from .paired import quantiles
-from .pictures import image_grid
-from .report_charts import FAINT, INK
 
 CHUNK = 1024
 """Rows of each side compared at once: beside the features, memory stays below 8 x 1,024 x (4 D + 1,024) bytes, 75 MB

@@ -12,10 +12,10 @@ from PIL import Image
 
 from ..core.timeline import TimelinePoint
 from ..files import write_aside
-from . import report_quality as q
-from . import report_sections as s
-from . import report_template as h
-from .report_text import (
+from .pages import quality as q
+from .pages import sections as s
+from .pages import template as h
+from .pages.text import (
     TIMES,
     brackets,
     extractor_name,

@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..sources.teacher import find_model, sha256_of
 from .image_store import ImageStore, open_store
-from .pictures import image_grid
+from .pages.pictures import image_grid
 from .sampling import batches_of, check_counts, open_for_sampling, sample_batches
 
 log = logging.getLogger("ddpm_redistill")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .report_text import (
+from ...errors import UserError
+from .text import (
     extractor_name,
     figure,
     frechet_of,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..units import MIB
+from ...units import MIB
 
 DASH, TIMES = "\u2013", "\u00d7"
 METRICS = {

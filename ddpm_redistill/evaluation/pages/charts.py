@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
-from ..errors import UserError
-from ..units import MIB
-from .report_text import figure
+from ...errors import UserError
+from ...units import MIB
+from .text import figure
 
 TEACHER_COLOUR, STUDENT_COLOUR, INK, FAINT = "#9aa7b4", "#0f6b66", "#27323d", "#e3e8ec"
 LINE_COLOURS = ("#0f6b66", "#c2703d", "#4a6fa5", "#8a5a83", "#7d8b3c", "#6b7680")

@@ -11,10 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from . import report_template as h
+from . import template as h
+from .charts import Point, histograms, step_curves, timestep_curves
 from .pictures import png_bytes
-from .report_charts import Point, histograms, step_curves, timestep_curves
-from .report_text import (
+from .text import (
     brackets,
     extractor_name,
     figure,

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..core.timeline import TimelinePoint
-from ..errors import UserError
-from ..units import MIB
-from .report_charts import FAINT, INK, LINE_COLOURS, STUDENT_COLOUR, TEACHER_COLOUR
+from ...core.timeline import TimelinePoint
+from ...errors import UserError
+from ...units import MIB
+from .charts import FAINT, INK, LINE_COLOURS, STUDENT_COLOUR, TEACHER_COLOUR
 
 SKIP_COLOUR, PEAK_COLOUR, RED_COLOUR = "#4a5b6c", INK, LINE_COLOURS[1]
 LEGEND = ("live activations", "of these, long skips", "RED block", "peak")

@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from ..core.timeline import TimelinePoint
-from ..errors import UserError
-from . import report_template as h
+from ...core.timeline import TimelinePoint
+from ...errors import UserError
+from . import template as h
+from .charts import NOT_LOSSES, PEAKS, loss_curves, memory_bars
 from .pictures import png_bytes
-from .report_charts import NOT_LOSSES, PEAKS, loss_curves, memory_bars
-from .report_text import DASH, TIMES, figure, listed, mib, number, part, plain, ratio
+from .text import DASH, TIMES, figure, listed, mib, number, part, plain, ratio
 from .timeline import peak_of, timeline_picture
 
 MEMORY = {

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import write_aside
-from . import report_template as h
-from .report_charts import Point, distance_against_memory
-from .report_compare import COLUMNS, SAMPLING, Row, Table, compare_runs
-from .report_text import DASH, TIMES, brackets, metric_name, mib, number
+from ...errors import UserError
+from ...files import write_aside
+from . import template as h
+from .charts import Point, distance_against_memory
+from .compare import COLUMNS, SAMPLING, Row, Table, compare_runs
+from .text import DASH, TIMES, brackets, metric_name, mib, number
 
 TITLE = "Comparison of runs"
 BYTES = {"tensor_peak", "tensor_peak_lean", "weights"}

@@ -1,4 +1,4 @@
-"""Pictures of images: grids, side by side, as PNG. The charts are in ``report_charts.py``."""
+"""Pictures of images: grids, side by side, as PNG. The charts are in ``charts.py``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from ..errors import UserError
-from .report_charts import INK
+from ...errors import UserError
+from .charts import INK
 
 TILE = 64
 """Images narrower than this many pixels are shown enlarged, by a whole factor."""

@@ -1,0 +1,1 @@
+"""The report: a page of one evaluation, and a page that lays several beside each other."""

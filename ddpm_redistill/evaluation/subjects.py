@@ -1,0 +1,110 @@
+"""What ``evaluate`` measures: a model that makes its images, or images made elsewhere; opened and checked."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import read_metrics
+from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..sources.image_files import one_line
+from ..sources.image_source import ImageSource
+from ..sources.teacher import find_model, sha256_of
+from .reference import open_image_set
+from .sampling import check_counts, open_for_sampling, sample_batches
+
+log = logging.getLogger("ddpm_redistill")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """``ref`` as a person gave it, and one of: the pipeline of a model, images made elsewhere."""
+
+    ref: str
+    pipeline: RedDDPMPipeline | None
+    images: ImageSource | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(channels, pixels a side) of its images."""
+        if self.images is not None:
+            channels, size, _ = self.images[0].shape
+            return channels, size
+        assert self.pipeline is not None
+        config = self.pipeline.unet.config
+        size = config.sample_size
+        return config.in_channels, size if isinstance(size, int) else size[0]
+
+    def check(self, num_images: int, steps: Sequence[int], batch_size: int) -> None:
+        """Raises UserError when it cannot give so many images, or be sampled in so many steps."""
+        if self.images is not None and len(self.images) < num_images:
+            raise UserError(f"{self.ref} has {len(self.images)} images, {num_images} are needed: lower --num_images")
+        if self.pipeline is not None:
+            for count in steps:
+                check_counts(self.pipeline, num_images, count, batch_size)
+
+    def batches(self, num_images: int, steps: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+        """Its first images, uint8 (<= batch_size, C, H, W) at a time."""
+        if self.pipeline is not None:
+            return sample_batches(
+                self.pipeline,
+                num_images=num_images,
+                num_inference_steps=steps,
+                batch_size=batch_size,
+                seed=seed,
+                show_progress=False,
+            )
+        images = self.images
+        assert images is not None
+        starts = range(0, num_images, batch_size)
+        return (torch.stack([images[i] for i in range(a, min(a + batch_size, num_images))]) for a in starts)
+
+    def origin(self, name: str, images_sha256: str | None) -> dict[str, Any]:
+        """For provenance: the model and the hash of its weights, or of the images that were made elsewhere."""
+        if self.pipeline is None:
+            return {"images": self.ref, "images_sha256": images_sha256}
+        return {name: self.ref, f"{name}_sha256": sha256_of(find_model(self.ref).weights)}
+
+
+def open_subject(ref: str, scheduler: str, spacing: str | None, eta: float) -> Subject:
+    """A model with its sampler; or images, if this is an .npz or a folder that has no network in it.
+
+    Raises:
+        UserError: as ``open_for_sampling`` and ``open_image_set``.
+    """
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        of_images = not any((path / name).is_file() for name in ("model_index.json", "config.json", "unet/config.json"))
+    else:
+        of_images = path.is_file() and path.suffix.lower() == ".npz"
+    if of_images:
+        return Subject(ref, None, open_image_set(ref))
+    return Subject(ref, open_for_sampling(ref, scheduler, spacing=spacing, eta=eta), None)
+
+
+def common_shape(subjects: Mapping[str, Subject]) -> tuple[int, int]:
+    """(channels, pixels a side). Raises UserError when they differ."""
+    shapes = {subject.ref: subject.shape for subject in subjects.values()}
+    if len(set(shapes.values())) > 1:
+        said = ", ".join(f"{ref} {size} px, channels {channels}" for ref, (channels, size) in shapes.items())
+        raise UserError(f"images of different shape cannot be compared: {said}")
+    return next(iter(shapes.values()))
+
+
+def run_of(model: str) -> dict[str, Any]:
+    """``config`` and ``metrics`` (rows) of the run folder that a model lies in; empty for any other model."""
+    folder = Path(model).expanduser().parent
+    config, curves = folder / "config.yaml", folder / "metrics.jsonl"
+    if not config.is_file() or not curves.is_file():
+        return {}
+    try:
+        return {"config": yaml.safe_load(config.read_text()), "metrics": read_metrics(curves)}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        log.warning("the run of %s is left out of the report: %s", model, one_line(error))
+        return {}
