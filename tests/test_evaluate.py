@@ -1,6 +1,7 @@
 """evaluate: distances, memory and speed of a model and its teacher from the same noise, in one report."""
 
 import json
+import shutil
 from importlib import resources
 
 import jsonschema
@@ -146,6 +147,24 @@ def test_models_of_different_size_are_refused(arguments, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+def test_another_noise_schedule_compares_all_but_the_error_by_timestep(arguments, place, tmp_path, caplog):
+    other = tmp_path / "teacher"
+    shutil.copytree(place / "teacher", other)
+    path = other / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "beta_end": 0.01}))
+    found = evaluate(**{**arguments, "teacher": str(other)}, output_dir=tmp_path / "report")
+    assert "timestep_error" not in found
+    assert {*PAIRS} < found["distances"].keys()
+    assert "error by timestep is left out" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_seen_before_sampling(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(subjects.Subject, "batches", lambda *_: pytest.fail("sampled"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        evaluate(**arguments, output_dir=tmp_path / "file" / "report")
+
+
 def test_the_data_is_drawn_by_the_seed_alone(arguments, place):
     def drawn(seed: int, count: int = 6) -> list[int]:
         torch.manual_seed(count)
@@ -210,6 +229,8 @@ def test_mistakes_with_images_made_elsewhere(arguments, tmp_path):
     few = {**arguments, "model": arguments["data"], "num_images": 1000}
     with pytest.raises(UserError, match=r"images.npz has \d+ images, 1000 are needed"):
         evaluate(**few, output_dir=tmp_path)
+    with pytest.raises(UserError, match="batch_size must be at least 1, not 0"):
+        evaluate(**{**arguments, "model": arguments["data"], "batch_size": 0}, output_dir=tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty"):
         evaluate(**{**arguments, "model": str(tmp_path / "empty")}, output_dir=tmp_path)

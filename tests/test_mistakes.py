@@ -19,7 +19,7 @@ def place(tmp_path_factory):
     two_levels = {key: value[:2] if isinstance(value, list) else value for key, value in UNET.items()}
     make_tiny_teacher(place / "two_levels", **two_levels)
     make_images(place / "images.npz")
-    for name in ("empty", "classifier", "corrupt", "nothing"):
+    for name in ("empty", "classifier", "corrupt", "nothing", "mixed", "colour"):
         (place / name).mkdir()
     (place / "classifier" / "config.json").write_text(json.dumps({"architectures": ["ViTForImageClassification"]}))
     for name in ("torn", "pickled", "no_json"):
@@ -30,6 +30,11 @@ def place(tmp_path_factory):
     (place / "no_json" / "unet" / "config.json").write_text("{")
     for name in ("good", "seven"):
         Image.new("L", (SIZE, SIZE)).save(place / "corrupt" / f"{name}.png")
+    for name, size in (("a", SIZE), ("b", SIZE + 1)):
+        Image.new("L", (size, size)).save(place / "mixed" / f"{name}.png")
+    for k in range(10):
+        Image.new("RGB", (SIZE, SIZE)).save(place / "colour" / f"{k}.png")
+    (place / "text.npz").write_text("no archive")
     seven = place / "corrupt" / "seven.png"
     seven.write_bytes(seven.read_bytes()[:40])
     for name, text in {
@@ -166,6 +171,18 @@ OTHERS = [
     (["evaluate", "{place}/run/student", "--teacher", "{place}/nowhere"], "there is no folder"),
     (["evaluate", "{place}/nowhere", "--data", "{data}"], "there is no folder"),
     (["evaluate", "{place}/teacher", "--data", "{data}", "--inception_weights", "{place}/no.pth"], "no.pth"),
+    (["evaluate", "{place}/teacher", "--data", "{data}", "--steps", "ten"], "--steps is 'ten'"),
+    (["evaluate", "{place}/teacher", "--data", "{data}", "--steps", "10,0"], "steps must be at least 1, not 0"),
+    (["evaluate", "{place}/teacher", "--data", "{data}", "--spacing", "x"], "no spacing 'x'"),
+    (["evaluate", "{place}/teacher", "--data", "{data}", "--extractor", "no.such:Thing"], "no.such"),
+    (["evaluate", "{place}/teacher", "--data", "{place}/text.npz"], "text.npz"),
+    (["evaluate", "{place}/empty", "--data", "{data}"], "empty"),
+    (["evaluate", "{place}/mixed", "--data", "{data}"], "a.png is 16x16"),
+    (["evaluate", "{place}/colour", "--teacher", "{place}/teacher", "--num_images", "8"], "different shape"),
+    (["statistics", "{place}/nowhere", "--output", "{out}.npz"], "nowhere"),
+    (["statistics", "{data}", "--output", "{out}"], "must end in .npz"),
+    (["report", "{place}/nowhere"], "nowhere"),
+    (["plan", "{place}/teacher", "--budget", "much"], "'much' is not a size"),
     (["teach", "--data", "{data}", "--unet", '{{"nonsense": 1}}', "--output_dir", "{out}"], "unet.nonsense"),
     (["teach", "--data", "{data}", "--image_size", "0", "--output_dir", "{out}"], "image_size is 0"),
     (["teach", "--data", "{data}", "--channels", "2", "--output_dir", "{out}"], "channels"),

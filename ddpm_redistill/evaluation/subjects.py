@@ -43,6 +43,8 @@ class Subject:
 
     def check(self, num_images: int, steps: Sequence[int], batch_size: int) -> None:
         """Raises UserError when it cannot give so many images, or be sampled in so many steps."""
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, not {batch_size}")
         if self.images is not None and len(self.images) < num_images:
             raise UserError(f"{self.ref} has {len(self.images)} images, {num_images} are needed: lower --num_images")
         if self.pipeline is not None:

@@ -21,7 +21,7 @@ def error_by_timestep(
     images: Dataset[Tensor],
     *,
     timesteps: Sequence[int] | None = None,
-    num_images: int = 256,
+    num_images: int = 128,
     batch_size: int = 64,
     seed: int = 0,
 ) -> dict[str, Any]:
