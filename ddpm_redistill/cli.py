@@ -52,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     try:
         verbs[verb](arguments[verb])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         fail(str(error))
     except KeyboardInterrupt:

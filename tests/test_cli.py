@@ -214,3 +214,11 @@ def test_teach_then_resume_the_finished_run(place, tmp_path):
     main([*argv, "--resume"])
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
     assert (tmp_path / "run" / "teacher" / "unet" / "config.json").exists()
+
+
+def test_a_reader_that_leaves_is_no_mistake(teacher_folder):
+    command = [sys.executable, "-m", "ddpm_redistill", "memory", str(teacher_folder), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
