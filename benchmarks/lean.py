@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from architectures import ARCHITECTURES
 from diffusers import UNet2DModel
 
 from ddpm_redistill import lean_execution, plan_student
@@ -29,27 +30,6 @@ from ddpm_redistill.students.derive import build_student
 from ddpm_redistill.students.footprint import unet_memory
 
 MIB = 2**20
-CIFAR10 = {
-    "sample_size": 32,
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": (128, 256, 256, 256),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": None,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-}
-CELEBAHQ = {
-    **CIFAR10,
-    "sample_size": 256,
-    "block_out_channels": (128, 128, 256, 256, 512, 512),
-    "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
-}
-ARCHITECTURES: dict[str, dict[str, Any]] = {"cifar10": CIFAR10, "celebahq": CELEBAHQ}
 EXECUTIONS = ("eager", *LEAN_SETTINGS)
 
 
@@ -57,7 +37,7 @@ def network(architecture: str, name: str) -> UNet2DModel:
     """Random weights: neither time nor memory depends on them."""
     config = ARCHITECTURES[architecture]
     if name == "teacher":
-        return UNet2DModel(**config).eval()
+        return UNet2DModel.from_config(config).eval()
     return build_student(config, plan_student(config)).eval()
 
 

@@ -14,32 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-COMMON = {
-    "_class_name": "UNet2DModel",
-    "in_channels": 3,
-    "out_channels": 3,
-    "layers_per_block": 2,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-    "attention_head_dim": None,
-}
-ARCHITECTURES = {
-    "ddpm-cifar10-32": {
-        "sample_size": 32,
-        "block_out_channels": [128, 256, 256, 256],
-        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    },
-    "ddpm-celebahq-256": {
-        "sample_size": 256,
-        "block_out_channels": [128, 128, 256, 256, 512, 512],
-        "down_block_types": [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4],
-    },
-}
-BUDGETS = {"ddpm-cifar10-32": ("4MiB", "1MiB", "100KiB"), "ddpm-celebahq-256": ("200MiB", "10MiB", "100KiB")}
+from architectures import ARCHITECTURES
+
+BUDGETS = {"cifar10": ("4MiB", "1MiB", "100KiB"), "celebahq": ("200MiB", "10MiB", "100KiB")}
 
 
 def main() -> None:
@@ -50,7 +27,7 @@ def main() -> None:
     print(f"{'':<20}{'':<34}{'seconds':>9}{'to plan':>9}  exit code")
     for name, config in ARCHITECTURES.items():
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps({**COMMON, **config}))
+            (Path(folder) / "config.json").write_text(json.dumps(config))
             runs: list[list[str]] = [[], *(["--budget", budget] for budget in BUDGETS[name])]
             runs += [["--budget", "1MiB", "--budget_counts", "total"]]
             baseline = 0.0

@@ -19,7 +19,7 @@ from .features import Features, Statistics
 from .measure import Measured, measure_together
 from .metrics import compare, distance_warnings, inception_score
 from .nearest import nearest_images, nearest_picture, nearest_summary
-from .pages.pictures import image_grid, side_by_side
+from .pages.pictures import GRID_COLUMNS, GRID_IMAGES, image_grid, side_by_side
 from .reference import reference_images
 from .report import write_report
 from .statistics import holds_statistics, load_statistics
@@ -28,8 +28,6 @@ from .timestep_error import error_by_timestep
 
 log = logging.getLogger("ddpm_redistill")
 
-GRID_IMAGES = 40
-GRID_COLUMNS = 8
 NEAREST_SHOWN = 16
 PAIRS = (("student", "data"), ("teacher", "data"), ("student", "teacher"))
 

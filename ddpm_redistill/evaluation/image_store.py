@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import zipfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ MAY_DIFFER = {"model", "num_images"}  # the model's weights are compared, not it
 NOT_FOLDERS = (".npy", ".png", ".zip")
 
 
-class ImageStore:
+class ImageStore(ABC):
     """Images by index in ``folder``, a batch (a range of indices) at a time; ``output`` is what a person asked for."""
 
     FILE: re.Pattern[str]
@@ -34,18 +35,19 @@ class ImageStore:
         self.output = output
         self.folder = folder
 
+    @abstractmethod
     def names(self, batch: range) -> list[str]:
         """The files of a batch, in the order in which they are written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, batch: range, images: torch.Tensor) -> None:
         """``images``: uint8 (len(batch), C, H, W), 1 or 3 channels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, batch: range) -> torch.Tensor:
         """uint8 (len(batch), C, H, W) of a batch that was written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, batches: list[range], settings: dict[str, Any]) -> None:
         """Called once, when all batches are there."""
 
@@ -126,6 +128,9 @@ class FolderStore(ImageStore):
             with Image.open(self.folder / name) as image:
                 images.append(np.atleast_3d(np.asarray(image)))
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+    def finish(self, batches: list[range], settings: dict[str, Any]) -> None:
+        """Nothing is left to do: the files are the result."""
 
 
 class NpzStore(ImageStore):

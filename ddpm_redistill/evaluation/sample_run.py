@@ -21,13 +21,11 @@ from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..sources.teacher import find_model, sha256_of
 from .image_store import ImageStore, open_store
-from .pages.pictures import image_grid
+from .pages.pictures import GRID_COLUMNS, GRID_IMAGES, image_grid
 from .sampling import batches_of, check_counts, open_for_sampling, sample_batches
 
 log = logging.getLogger("ddpm_redistill")
 
-GRID_IMAGES = 40
-GRID_COLUMNS = 8
 WAIT = timedelta(days=7)  # processes end far apart when one of them has more left to do
 
 

@@ -14,6 +14,8 @@ from torchvision.utils import make_grid
 from ...errors import UserError
 from .charts import INK
 
+GRID_IMAGES, GRID_COLUMNS = 40, 8
+"""Of the grids that a person is shown: the first images of a set."""
 TILE = 64
 """Images narrower than this many pixels are shown enlarged, by a whole factor."""
 
