@@ -7,6 +7,22 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
+# config.json of google/ddpm-celebahq-256
+CELEBAHQ = {
+    "sample_size": 256,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (128, 128, 256, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+    "attention_head_dim": None,
+}
+
 MIB = 2**20
 
 

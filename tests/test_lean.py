@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from memory_helpers import CELEBAHQ
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,25 +26,11 @@ from ddpm_redistill.cli import main
 from ddpm_redistill.config import StudentConfig
 from ddpm_redistill.pipelines.lean import LEAN_SETTINGS
 from ddpm_redistill.pipelines.red_block import REDBlock, fold_batch_norms
-from ddpm_redistill.students.derive import build_student
+from ddpm_redistill.students.derive import student_on_meta
 from ddpm_redistill.students.footprint import unet_memory
 from ddpm_redistill.students.plan import build_on_meta
 
 MIB = 2**20
-CELEBAHQ = {
-    "sample_size": 256,
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": (128, 128, 256, 256, 512, 512),
-    "layers_per_block": 2,
-    "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-    "attention_head_dim": None,
-}
 
 
 def random_like_trained(network: nn.Module) -> nn.Module:
@@ -191,8 +178,7 @@ def peak(cifar10_config: dict[str, Any]) -> Peak:
         if reduction == 1:
             return unet_memory(build_on_meta(config), lean=lean, dtype=dtype).tensor_peak
         plan = plan_student(config, StudentConfig(reduction=reduction))  # type: ignore[arg-type]
-        with torch.device("meta"):
-            return unet_memory(build_student(config, plan), lean=lean, dtype=dtype).tensor_peak
+        return unet_memory(student_on_meta(config, plan), lean=lean, dtype=dtype).tensor_peak
 
     return measure
 

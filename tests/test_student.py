@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
+from memory_helpers import CELEBAHQ
 from torch.nn import functional as F
 
 from ddpm_redistill import RedUNet2DModel, StudentConfig, StudentPlan, UserError
@@ -17,16 +18,6 @@ from ddpm_redistill.students.derive import build_student, derive_student
 from ddpm_redistill.students.footprint import planned_memory
 from ddpm_redistill.students.plan import build_on_meta, plan_student
 
-CELEBAHQ = {
-    "sample_size": 256,
-    "in_channels": 3,
-    "out_channels": 3,
-    "norm_num_groups": 32,
-    "layers_per_block": 2,
-    "block_out_channels": (128, 128, 256, 256, 512, 512),
-    "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
-}
 CIFAR10_BLOCKS = [
     ("conv_in.red_out", "down_blocks.0.downsamplers.0", "output", 16),
     ("down_blocks.0.downsamplers.0.red_in", "down_blocks.1.downsamplers.0", "input", 16),

@@ -13,7 +13,7 @@ from ..config import StudentConfig
 from ..core.peak import tensor_peak_within
 from ..errors import UserError
 from ..pipelines.lean import LEAN_SETTINGS, lean_execution
-from .derive import build_student
+from .derive import student_on_meta
 from .plan import StudentPlan, build_on_meta, plan_student, resampling_table
 
 Counts = Literal["activations", "total"]
@@ -194,9 +194,7 @@ def _networks(
     for placement in (red_placement,) if red_placement else placements:
         options = cast(dict[str, Any], {"reduction": reduction, "red_placement": placement})
         plan = plan_student(teacher_config, StudentConfig(**options))
-        with torch.device("meta"):
-            student = build_student(teacher_config, plan)
-        networks.append(_Network(plan, {torch.float32: student.eval()}))
+        networks.append(_Network(plan, {torch.float32: student_on_meta(teacher_config, plan)}))
     return networks
 
 

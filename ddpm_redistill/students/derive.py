@@ -56,6 +56,12 @@ def _check_channels(teacher: UNet2DModel, plan: StudentPlan) -> None:
                 )
 
 
+def student_on_meta(teacher_config: dict[str, Any], plan: StudentPlan) -> RedUNet2DModel:
+    """``build_student`` without memory for its weights, in eval mode. Raises UserError as that."""
+    with torch.device("meta"):
+        return build_student(teacher_config, plan).eval()
+
+
 def warm_start(
     teacher: dict[str, torch.Tensor], student: dict[str, torch.Tensor], reduction: int
 ) -> dict[str, torch.Tensor]:

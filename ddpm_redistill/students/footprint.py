@@ -11,7 +11,7 @@ from torch import nn
 from ..core.memory import MemoryProfile, profile_memory
 from ..errors import UserError
 from ..pipelines.lean import LEAN_SETTINGS, CannotRunLeanError, lean_execution
-from .derive import build_student
+from .derive import student_on_meta
 from .plan import StudentPlan, build_on_meta
 
 MOST_SAVING = "smallest"
@@ -24,9 +24,7 @@ def network_of(config: dict[str, Any]) -> UNet2DModel:
     """The network of a ``config.json``, teacher or student, without memory for its weights. Raises UserError."""
     if config.get("_class_name") != "RedUNet2DModel":
         return build_on_meta(config)
-    plan = StudentPlan.from_dict(config.get("student_plan") or {})
-    with torch.device("meta"):
-        return build_student(config, plan)
+    return student_on_meta(config, StudentPlan.from_dict(config.get("student_plan") or {}))
 
 
 def unet_memory(
@@ -105,9 +103,7 @@ def planned_memory(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[st
 
 def _planned(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, UNet2DModel]:
     config = {**teacher_config, "sample_size": plan.sample_size}
-    with torch.device("meta"):
-        student = build_student(config, plan)
-    return {"teacher": build_on_meta(config), "student": student}
+    return {"teacher": build_on_meta(config), "student": student_on_meta(config, plan)}
 
 
 def _check_size(unet: UNet2DModel, height: int, width: int) -> None:
