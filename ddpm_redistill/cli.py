@@ -102,6 +102,12 @@ def plan_parser() -> ArgumentParser:
         default=None,
         help="RED blocks; default full",
     )
+    parser.add_argument(
+        "--widen",
+        type=list[int] | None,
+        default=None,
+        help="times the teacher's channels, level by level, as [1,1,2,2]; default 1 everywhere",
+    )
     parser.add_argument("--image_size", type=int | None, default=None, help="pixels a side; default the teacher's own")
     parser.add_argument(
         "--budget",

@@ -9,6 +9,7 @@ from .units import MIB
 
 if TYPE_CHECKING:
     from .students.budget import BudgetPlan, Candidate
+    from .students.free_width import FreeWidth
 
 PEAKS = ("paper_peak", "paper_peak_with_skips", "red_paper_peak", "tensor_peak", "tensor_peak_lean", "weights")
 SHOWN_AT_PEAK = 6
@@ -97,6 +98,18 @@ def _figures(values: dict[str, Any]) -> str:
             bounds = f" [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""
             shown.append(f"{name} {value:.4g}{bounds}")
     return "  ".join(shown)
+
+
+def free_width_text(free: FreeWidth) -> str:
+    """What can be wider at no cost in tensor_peak, what it costs in parameters, and the option that asks for it."""
+    levels = [str(i + 1) for i, factor in enumerate(free.widen) if factor > 1]
+    if not levels:
+        return "no level can be 2x wider at the same tensor_peak"
+    named = f"levels {', '.join(levels)}" if len(levels) > 1 else f"level {levels[0]}"
+    lean = {True: ", and tensor_peak_lean stays too", False: ", but tensor_peak_lean grows", None: ""}[free.lean]
+    option = f"--student.widen [{','.join(map(str, free.widen))}]"
+    millions = f"{free.parameters_before / 1e6:.2f} M -> {free.parameters / 1e6:.2f} M"
+    return f"{named} can be 2x wider at the same tensor_peak (parameters {millions}){lean}: {option}"
 
 
 def budget_text(found: BudgetPlan) -> str:

@@ -7,6 +7,10 @@ from .errors import UserError
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
+# The loss terms, each with a weight of this name in LossConfig; the second group compares feature maps at RED blocks.
+FEATURE_TERMS = ("red", "feature", "fitnet", "attention_norm", "attention_mean_square", "similarity")
+LOSS_TERMS = ("task", "output", *FEATURE_TERMS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
@@ -18,7 +22,11 @@ class StudentConfig:
         red_norm: normalisation inside RED blocks.
         red_start: paper (default initialisation) or identity (each block starts close to y = x).
         start: teacher (warm start: its weights wherever shapes allow) or random.
+        head_start: of a warm start's last layer, teacher or zero (its output means something else where the student
+            predicts another quantity).
         prediction_type: what the student's network predicts; losses are taken in epsilon all the same.
+        widen: for each level, the finest first, how many times as many channels as the teacher has there, as
+            [1, 1, 2, 2]; None is 1 everywhere.
     """
 
     reduction: Literal[2, 4, 8] = 2
@@ -26,26 +34,43 @@ class StudentConfig:
     red_norm: Literal["batch", "group"] | None = None
     red_start: Literal["paper", "identity"] | None = None
     start: Literal["teacher", "random"] | None = None
+    head_start: Literal["teacher", "zero"] | None = None
     prediction_type: PredictionType | None = None
+    widen: list[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the loss terms. None: as the recipe says. With output and red at 0 the teacher is not run.
+    """Weights of the loss terms. None: as the recipe says, which is 0 for most.
+
+    The teacher is run as far as they need: not at all for task alone, to the last map that is compared without output.
 
     Args:
         task: weight of the noise-prediction loss, MSE(epsilon, noise).
         output: weight of MSE(epsilon, teacher's epsilon).
-        red: weight (the paper's alpha) of the RED alignment loss.
+        red: weight (the paper's alpha) of the RED alignment loss; it and all below compare maps at the RED blocks.
         red_distance: distance between channel-averaged maps, mse or cosine.
-        min_snr_gamma: weight task and output errors over timesteps by min(SNR, gamma) / SNR; 0 for no weighting.
+        feature: weight of the MSE of whole maps, where the channel counts of student and teacher agree.
+        fitnet: weight of that MSE after a trained 1x1 convolution from the student's channels to the teacher's.
+        attention_norm: weight of attention transfer, the paper's L2 norm of the difference.
+        attention_mean_square: weight of attention transfer, the mean square of the difference of its authors' code.
+        similarity: weight of similarity-preserving distillation (which images of a micro-batch are alike).
+        weighting: of task and output errors over timesteps, by signal-to-noise ratio; in terms of the error in x_0:
+            none (SNR, plain epsilon), min_snr (min(SNR, gamma)) or snr_plus_one (min(SNR + 1, gamma) / gamma).
+        gamma: where the weighting is cut off.
     """
 
     task: float | None = None
     output: float | None = None
     red: float | None = None
     red_distance: Literal["mse", "cosine"] | None = None
-    min_snr_gamma: float | None = None
+    feature: float | None = None
+    fitnet: float | None = None
+    attention_norm: float | None = None
+    attention_mean_square: float | None = None
+    similarity: float | None = None
+    weighting: Literal["none", "min_snr", "snr_plus_one"] | None = None
+    gamma: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +84,8 @@ class TrainingConfig:
         learning_rate: of Adam, after the warm-up.
         warmup_steps: optimizer steps over which the learning rate rises from 0.
         schedule: learning rate after the warm-up, constant or cosine (to 0 at the last step).
-        max_grad_norm: gradients are clipped to this norm.
+        max_grad_norm: gradients are clipped to this norm. Adam does not see their scale: so low that it nearly always
+            clips, it keeps rare large gradients from counting more than others.
         ema_decay: decay of the exponential moving average that is saved and sampled.
         mixed_precision: no, bf16 or fp16, through Accelerate.
         num_workers: data loading processes for each process.
@@ -75,7 +101,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     warmup_steps: int = 50
     schedule: Literal["constant", "cosine"] = "cosine"
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 0.05
     ema_decay: float = 0.999
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     num_workers: int = 0
@@ -143,6 +169,7 @@ class TeachConfig:
         image_size: pixels a side.
         channels: of the images, 1 (grey) or 3 (RGB).
         horizontal_flip: flip half of the images left to right.
+        start: a pretrained DDPM of the same network to go on from (a folder or hub id); None starts at random.
         training: the loop.
         seed: of everything that is drawn.
     """
@@ -154,6 +181,7 @@ class TeachConfig:
     image_size: int = 32
     channels: Literal[1, 3] = 1
     horizontal_flip: bool = False
+    start: str | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
 
@@ -164,9 +192,11 @@ PAPER_STUDENT = {
     "red_norm": "batch",
     "red_start": "paper",
     "start": "random",
+    "head_start": "teacher",
     "prediction_type": "epsilon",
 }
-PAPER_LOSS = {"task": 1.0, "output": 0.0, "red": 50.0, "min_snr_gamma": 0.0}
+NO_TERM = dict.fromkeys(LOSS_TERMS, 0.0)
+PAPER_LOSS = {**NO_TERM, "task": 1.0, "red": 50.0, "weighting": "none", "gamma": 5.0}
 
 # What each recipe says for the settings that a config leaves open; docs/recipe.md says why.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -176,9 +206,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "red_norm": "batch",
             "red_start": "identity",
             "start": "teacher",
+            "head_start": "zero",
             "prediction_type": "sample",
         },
-        "loss": {"task": 0.0, "output": 1.0, "red": 0.0, "red_distance": "mse", "min_snr_gamma": 5.0},
+        "loss": {**NO_TERM, "task": 1.0, "red_distance": "mse", "weighting": "snr_plus_one", "gamma": 5.0},
     },
     "redistill": {"student": PAPER_STUDENT, "loss": {**PAPER_LOSS, "red_distance": "mse"}},
     "redistill_cosine": {"student": PAPER_STUDENT, "loss": {**PAPER_LOSS, "red_distance": "cosine"}},
@@ -196,14 +227,18 @@ def resolve(config: DistillConfig) -> DistillConfig:
     recipe = RECIPES[config.recipe]
     student = {**recipe["student"], **_given(config.student)}
     loss = {**recipe["loss"], **_given(config.loss)}
-    weights = {name: loss[name] for name in ("task", "output", "red")}
-    for name, weight in {**weights, "min_snr_gamma": loss["min_snr_gamma"]}.items():
+    weights = {name: loss[name] for name in LOSS_TERMS}
+    for name, weight in weights.items():
         if not 0 <= weight < float("inf"):
             raise UserError(f"loss.{name} must be zero or positive, not {weight}")
+    if not 0 < loss["gamma"] < float("inf"):
+        raise UserError(f"loss.gamma must be positive, not {loss['gamma']}")
     if not any(weights.values()):
-        raise UserError("loss.task, loss.output and loss.red are all 0: nothing would be learned, set one of them")
-    if weights["red"] and student["red_placement"] == "none":
-        raise UserError("loss.red is not 0 but student.red_placement is none: there is no RED block to align")
+        names = ", ".join(f"loss.{name}" for name in LOSS_TERMS)
+        raise UserError(f"all loss weights are 0: nothing would be learned, set one of {names}")
+    for name in FEATURE_TERMS:
+        if weights[name] and student["red_placement"] == "none":
+            raise UserError(f"loss.{name} is not 0 but student.red_placement is none: there is no RED block to align")
     return replace(config, student=StudentConfig(**student), loss=LossConfig(**loss))
 
 

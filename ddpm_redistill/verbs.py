@@ -13,7 +13,15 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import Namespace
 
-from .cli_text import budget_commands, budget_text, live_at_peak_table, memory_table, nothing_fits, summary
+from .cli_text import (
+    budget_commands,
+    budget_text,
+    free_width_text,
+    live_at_peak_table,
+    memory_table,
+    nothing_fits,
+    summary,
+)
 from .config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
 from .errors import UserError
 from .units import MIB, parse_bytes
@@ -28,6 +36,7 @@ DEMO_STEPS = 25
 def run_plan(arguments: Namespace) -> None:
     from .sources.teacher import find_model
     from .students.footprint import planned_memory, planned_report
+    from .students.free_width import free_width
     from .students.plan import plan_student
 
     budget = None if arguments.budget is None else parse_bytes(arguments.budget)
@@ -40,14 +49,22 @@ def run_plan(arguments: Namespace) -> None:
     config = {**model.config, "sample_size": arguments.image_size or own_size}
     if budget is None:
         reduction: Any = 2 if arguments.reduction is None else arguments.reduction
-        plan = plan_student(config, StudentConfig(reduction=reduction, red_placement=arguments.red_placement))
+        options = {"red_placement": arguments.red_placement, "widen": arguments.widen}
+        plan = plan_student(config, StudentConfig(reduction=reduction, **options))
         memory = planned_report(model.config, plan)
+        peaks = {name: memory["student"][name] for name in ("tensor_peak", "tensor_peak_lean")}
+        free = None if plan.widens else free_width(model.config, plan, **peaks)
         if arguments.json:
-            print(json.dumps({"teacher": arguments.teacher, "plan": plan.to_dict(), "memory": memory}, indent=2))
+            result = {"plan": plan.to_dict(), "memory": memory, "free": free.to_dict() if free else None}
+            print(json.dumps({"teacher": arguments.teacher, **result}, indent=2))
         else:
             print(plan)
             print(memory_table(memory))
+            if free:
+                print(free_width_text(free))
         return
+    if arguments.widen is not None:
+        raise UserError("--widen and --budget do not go together: a budget is met by the smallest change")
 
     from .students.budget import plan_under_budget
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 
 # diffusers refuses a pipeline component whose module has no ModelMixin in its namespace.
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
@@ -16,19 +17,21 @@ class RedUNet2DModel(UNet2DModel):
     """(B, C_in, H, W), timesteps (B,) -> (B, C_out, H, W), every feature map ``reduction`` times smaller a side.
 
     All arguments but the last are ``UNet2DModel``'s, with the teacher's values (``sample_size`` stays the
-    image's). They are written out since diffusers records a config from the signature.
+    image's, ``block_out_channels`` the teacher's widths). They are written out since diffusers records a config
+    from the signature.
 
     Args:
-        student_plan: ``StudentPlan.to_dict()``. Read here: ``reduction``, ``red_norm``, ``red_start`` and the
-            names of ``blocks``; the rest (which teacher layer each block was matched to, the loss) is kept
-            so that the folder says how it was made.
+        student_plan: ``StudentPlan.to_dict()``. Read here: ``reduction``, ``widen`` (absent: 1 everywhere),
+            ``red_norm``, ``red_start`` and the names of ``blocks``; the rest (which teacher layer each block was
+            matched to) is kept so that the folder says how it was made.
 
     Raises:
-        ValueError: there is no plan.
+        ValueError: there is no plan, or its ``widen`` has not one factor for each level.
 
     The changes, and nothing else: the stem takes stride r; the last log2(r) down-samplers and the mirrored
     up-samplers keep their convolution and lose their stride; the head makes r*r values for each position and
-    lays them out as pixels; the plan's RED blocks stand around the layers that it names.
+    lays them out as pixels; level i has ``widen[i]`` times the teacher's channels, the time embedding the
+    teacher's; the plan's RED blocks stand around the layers that it names.
     """
 
     @register_to_config
@@ -66,19 +69,24 @@ class RedUNet2DModel(UNet2DModel):
     ):
         if not student_plan:
             raise ValueError("RedUNet2DModel needs a student_plan; a network without one is a UNet2DModel")
+        widen = student_plan.get("widen") or [1] * len(block_out_channels)
+        if len(widen) != len(block_out_channels):
+            raise ValueError(f"widen has {len(widen)} factors for {len(block_out_channels)} levels")
+        widths = [channels * factor for channels, factor in zip(block_out_channels, widen, strict=True)]
+        time_channels = time_embedding_dim or 4 * block_out_channels[0]
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,
             out_channels=out_channels,
             center_input_sample=center_input_sample,
             time_embedding_type=time_embedding_type,
-            time_embedding_dim=time_embedding_dim,
+            time_embedding_dim=time_channels,
             freq_shift=freq_shift,
             flip_sin_to_cos=flip_sin_to_cos,
             down_block_types=down_block_types,
             mid_block_type=mid_block_type,
             up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
+            block_out_channels=tuple(widths),
             layers_per_block=layers_per_block,
             mid_block_scale_factor=mid_block_scale_factor,
             downsample_padding=downsample_padding,
@@ -96,8 +104,24 @@ class RedUNet2DModel(UNet2DModel):
             num_class_embeds=num_class_embeds,
             num_train_timesteps=num_train_timesteps,
         )
+        # The line above has recorded the student's own values: a network built from them would be widened twice.
+        self.register_to_config(block_out_channels=block_out_channels, time_embedding_dim=time_embedding_dim)
+
+        # widths: the time is projected as in the teacher, since other widths would be other frequencies
+        if widen[0] > 1:
+            width = block_out_channels[0]
+            if time_embedding_type == "learned":
+                self.time_proj = nn.Embedding(num_train_timesteps, width)
+            else:
+                self.time_proj = Timesteps(width, flip_sin_to_cos, freq_shift)
+            self.time_embedding = TimestepEmbedding(width, time_channels)
+        # and where the teacher's shortcut is a projection, it is one even between levels that are now equally wide
+        for i in range(1, len(widths)):
+            if block_out_channels[i - 1] != block_out_channels[i] and widths[i - 1] == widths[i]:
+                self.down_blocks[i].resnets[0].conv_shortcut = nn.Conv2d(widths[i], widths[i], kernel_size=1)
+
         reduction = student_plan["reduction"]
-        channels = block_out_channels[0]
+        channels = widths[0]
 
         # stem: kernel r + 1, so that every pixel is read at any stride (3x3 at r = 2, as in the paper)
         self.conv_in = nn.Conv2d(in_channels, channels, reduction + 1, stride=reduction, padding=reduction // 2)

@@ -128,6 +128,7 @@ def full_report() -> dict[str, Any]:
             "red_norm": "batch",
             "red_start": "identity",
             "start": "teacher",
+            "head_start": "zero",
             "prediction_type": "v_prediction",
             "blocks": [
                 {

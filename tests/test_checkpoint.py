@@ -109,6 +109,17 @@ def test_a_failed_write_leaves_no_checkpoint(tmp_path, monkeypatch):
     assert names(tmp_path) == ["step-000001"]
 
 
+@pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_never_written(tmp_path, part, bad):
+    save_checkpoint(tmp_path, checkpoint(1), keep=1)
+    poisoned = checkpoint(2)
+    next(iter(getattr(poisoned, part).values()))[1, 2] = bad
+    with pytest.raises(UserError, match=rf"w of the {part} is not finite after step 2; last good .*step-000001"):
+        save_checkpoint(tmp_path, poisoned, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
 def test_no_folder_no_checkpoints(tmp_path):
     assert list_checkpoints(tmp_path / "none") == []
 
@@ -138,9 +149,10 @@ def step(model: nn.Module, adam: torch.optim.Optimizer, i: int) -> None:
     adam.step()
 
 
-def test_a_restored_adam_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_restored_adam_goes_on_bit_for_bit(tmp_path, fused):
     model = network()
-    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    adam = torch.optim.Adam(model.parameters(), lr=0.01, fused=fused)
     parameters = [name for name, _ in model.named_parameters()]
     for i in range(5):
         step(model, adam, i)
@@ -149,7 +161,7 @@ def test_a_restored_adam_goes_on_bit_for_bit(tmp_path):
 
     other = network()
     other.load_state_dict(read.model)
-    fresh = torch.optim.Adam(other.parameters(), lr=0.01)
+    fresh = torch.optim.Adam(other.parameters(), lr=0.01, fused=fused)
     restore_adam_state(fresh, parameters, read.optimizer)
     flat = adam_state(fresh, parameters)
     assert flat.keys() == saved.optimizer.keys()

@@ -7,6 +7,8 @@ import yaml
 from training_helpers import UNET
 
 from ddpm_redistill.config import (
+    FEATURE_TERMS,
+    LOSS_TERMS,
     RECIPES,
     DistillConfig,
     LossConfig,
@@ -20,13 +22,28 @@ from ddpm_redistill.files import read_metrics, write_aside
 from ddpm_redistill.training.run_folder import RunFolder, flatten, settings_text
 from ddpm_redistill.training.teach import build_teacher
 
+NO_TERM = dict.fromkeys(
+    [
+        "task",
+        "output",
+        "red",
+        "feature",
+        "fitnet",
+        "attention_norm",
+        "attention_mean_square",
+        "similarity",
+    ],
+    0.0,
+)
 PAPER_STUDENT = {
     "reduction": 2,
     "red_placement": "full",
     "red_norm": "batch",
     "red_start": "paper",
     "start": "random",
+    "head_start": "teacher",
     "prediction_type": "epsilon",
+    "widen": None,
 }
 
 
@@ -38,26 +55,27 @@ def settled(config: DistillConfig) -> tuple[dict, dict]:
 def test_redistill_is_the_papers():
     assert settled(DistillConfig(recipe="redistill")) == (
         PAPER_STUDENT,
-        {"task": 1.0, "output": 0.0, "red": 50.0, "red_distance": "mse", "min_snr_gamma": 0.0},
+        {**NO_TERM, "task": 1.0, "red": 50.0, "red_distance": "mse", "weighting": "none", "gamma": 5.0},
     )
 
 
 def test_redistill_cosine_is_the_papers():
     assert settled(DistillConfig(recipe="redistill_cosine")) == (
         PAPER_STUDENT,
-        {"task": 1.0, "output": 0.0, "red": 50.0, "red_distance": "cosine", "min_snr_gamma": 0.0},
+        {**NO_TERM, "task": 1.0, "red": 50.0, "red_distance": "cosine", "weighting": "none", "gamma": 5.0},
     )
 
 
 def test_default_recipe_starts_from_the_teacher_with_red_blocks():
-    student, _ = settled(DistillConfig())
+    student, loss = settled(DistillConfig())
     assert (student["start"], student["red_placement"]) == ("teacher", "full")
+    assert loss == {**NO_TERM, "task": 1.0, "red_distance": "mse", "weighting": "snr_plus_one", "gamma": 5.0}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_leaves_nothing_open(recipe):
     student, loss = settled(DistillConfig(recipe=recipe))
-    assert None not in [*student.values(), *loss.values()]
+    assert [name for name, value in {**student, **loss}.items() if value is None] == ["widen"]  # 1 at every level
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -72,8 +90,16 @@ def test_what_is_given_beats_the_recipe(recipe):
     assert student == {
         **recipe_says["student"],
         **{"reduction": 4, "red_placement": "outer", "red_norm": "group", "prediction_type": "sample"},
+        "widen": None,
     }
     assert loss == {**recipe_says["loss"], "task": 0.0, "output": 0.25, "red": 2.0}
+
+
+@pytest.mark.parametrize("name", LOSS_TERMS)
+def test_any_one_term_is_a_loss(name):
+    only = {**dict.fromkeys(LOSS_TERMS, 0.0), name: 0.5}
+    _, loss = settled(DistillConfig(loss=LossConfig(**only)))
+    assert {name: loss[name] for name in LOSS_TERMS} == only
 
 
 def test_resolve_keeps_the_rest_and_changes_nothing_the_second_time():
@@ -120,9 +146,20 @@ def test_image_size_is_positive(size):
         (DistillConfig(loss=LossConfig(task=-1.0)), "loss.task must be zero or positive, not -1.0"),
         (DistillConfig(loss=LossConfig(output=float("inf"))), "loss.output must be zero or positive"),
         (DistillConfig(loss=LossConfig(red=float("nan"))), "loss.red must be zero or positive, not nan"),
-        (DistillConfig(loss=LossConfig(min_snr_gamma=-5.0)), "loss.min_snr_gamma must be zero or positive"),
+        (DistillConfig(loss=LossConfig(gamma=-5.0)), "loss.gamma must be positive"),
         (DistillConfig(loss=LossConfig(task=0.0, output=0.0, red=0.0)), "nothing would be learned"),
         (DistillConfig(recipe="redistill", student=StudentConfig(red_placement="none")), "no RED block to align"),
+        *[
+            (
+                DistillConfig(loss=LossConfig(**{name: 1.0}), student=StudentConfig(red_placement="none")),
+                f"loss.{name} is not 0 but student.red_placement is none",
+            )
+            for name in FEATURE_TERMS
+        ],
+        *[
+            (DistillConfig(loss=LossConfig(**{name: -1.0})), f"loss.{name} must be zero or positive, not -1.0")
+            for name in LOSS_TERMS
+        ],
     ],
 )
 def test_configs_that_make_no_sense_are_refused(config, message):

@@ -1,11 +1,11 @@
-"""Every loss term against numpy, and epsilon against diffusers' own noise schedule."""
+"""The loss terms on outputs against numpy, and epsilon against diffusers' own noise schedule."""
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ddpm_redistill.core.losses import epsilon_of, output_loss, red_distance, red_loss, task_loss
+from ddpm_redistill.core.losses import epsilon_of, output_loss, task_loss, timestep_weight
 
 
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
@@ -36,40 +36,34 @@ def test_output_terms_are_mean_squares(loss) -> None:
     assert found.item() == pytest.approx(((student - target) ** 2).mean(), rel=1e-6)
 
 
-def numpy_distance(student: np.ndarray, teacher: np.ndarray, distance: str) -> float:
-    per_sample = []
-    for one, other in zip(student.mean(1), teacher.mean(1), strict=True):
-        a, b = one.ravel(), other.ravel()
-        cosine = a @ b / np.sqrt((a @ a) * (b @ b))
-        per_sample.append(((a - b) ** 2).mean() if distance == "mse" else 1 - cosine)
-    return float(np.mean(per_sample))
+WEIGHTS_OF_X0 = {
+    "none": lambda snr: snr,
+    "min_snr": lambda snr: np.minimum(snr, 5),
+    "snr_plus_one": lambda snr: np.minimum(snr + 1, 5) / 5,
+}
 
 
-@pytest.mark.parametrize("distance", ["mse", "cosine"])
-def test_red_distance_and_its_mean_over_blocks(distance: str) -> None:
-    generator = np.random.default_rng(0)
-    shapes = [((4, 3, 6, 6), (4, 3, 6, 6)), ((4, 2, 3, 3), (4, 7, 3, 3)), ((4, 5, 8, 8), (4, 1, 8, 8))]
-    pairs = [tuple(generator.normal(0.3, 1, size=shape).astype(np.float32) for shape in pair) for pair in shapes]
-    expected = [numpy_distance(student, teacher, distance) for student, teacher in pairs]
-    tensors = [(torch.from_numpy(student), torch.from_numpy(teacher)) for student, teacher in pairs]
-    found = [red_distance(student, teacher, distance).item() for student, teacher in tensors]
-    assert found == pytest.approx(expected, rel=1e-6, abs=1e-7)
-    assert red_loss(tensors, distance).item() == pytest.approx(np.mean(expected), rel=1e-6)
+@pytest.mark.parametrize("weighting", WEIGHTS_OF_X0)
+def test_weightings_in_terms_of_the_sample(weighting: str) -> None:
+    """A network that predicts the sample: the weighted error in epsilon is the error in x_0 times a known weight."""
+    abar = np.array([0.9999, 0.8, 0.5, 0.01, 4e-5])
+    clean, noise, error = np.random.default_rng(0).normal(size=(3, 5, 1, 4, 4))
+    a = abar.reshape(-1, 1, 1, 1)
+    noisy = np.sqrt(a) * clean + np.sqrt(1 - a) * noise
+    epsilon = epsilon_of(*map(torch.from_numpy, (clean + error, noisy, abar)), "sample")
+    weight = timestep_weight(torch.from_numpy(abar), weighting, 5.0)
+    found = task_loss(epsilon, torch.from_numpy(noise), weight)
+    expected = (WEIGHTS_OF_X0[weighting](abar / (1 - abar)) * (error**2).mean((1, 2, 3))).mean()
+    assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("distance", ["mse", "cosine"])
-def test_red_distance_of_equal_maps_is_zero_and_learns(distance: str) -> None:
-    torch.manual_seed(0)
-    teacher = torch.randn(2, 4, 5, 5)
-    assert red_distance(teacher, teacher, distance).item() == pytest.approx(0, abs=1e-6)
-    student = torch.randn(2, 3, 5, 5, requires_grad=True)
-    red_distance(student, teacher, distance).backward()
-    assert (student.grad != 0).all()
+def test_weights_are_finite_where_no_image_is_left() -> None:
+    for weighting in ("min_snr", "snr_plus_one"):
+        weight = timestep_weight(torch.tensor([0.0, 1.0]), weighting, 5.0)
+        assert weight is not None
+        assert torch.isfinite(weight).all()
 
 
-def test_red_distance_refusals() -> None:
-    maps = torch.zeros(1, 2, 4, 4)
-    with pytest.raises(ValueError, match="differ in resolution"):
-        red_distance(maps, maps[..., :2], "mse")
-    with pytest.raises(ValueError, match="unknown RED distance 'l1'"):
-        red_distance(maps, maps, "l1")
+def test_unknown_weighting() -> None:
+    with pytest.raises(ValueError, match="unknown weighting 'p2'"):
+        timestep_weight(torch.tensor([0.5]), "p2", 5.0)

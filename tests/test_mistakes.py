@@ -95,7 +95,9 @@ DISTILL = [
     (["--loss.task", "-1"], "loss.task must be zero or positive, not -1"),
     (["--loss.task", "heavy"], "loss.task"),
     (["--loss.task=0", "--loss.output=0", "--loss.red=0"], "nothing would be learned"),
-    (["--loss.red=1", "--student.red_placement=none"], "there is no RED block to align"),
+    (["--loss.red=1", "--student.red_placement=none"], "loss.red is not 0 but student.red_placement is none"),
+    (["--loss.fitnet=1", "--student.red_placement=none"], "loss.fitnet is not 0 but student.red_placement is none"),
+    (["--loss.similarity=1", "--training.batch_size=1"], "only one: raise training.batch_size"),
     (["--seed", "x"], "seed"),
     (["--resume"], "nothing to resume"),
 ]

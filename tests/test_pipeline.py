@@ -14,7 +14,14 @@ from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddpm_redistill import RedDDPMPipeline, RedUNet2DModel, derive_student, load_pipeline, plan_student
+from ddpm_redistill import (
+    RedDDPMPipeline,
+    RedUNet2DModel,
+    StudentConfig,
+    derive_student,
+    load_pipeline,
+    plan_student,
+)
 
 SCHEDULERS = ("ddpm", "ddim", "dpm++")
 STEPS = 4
@@ -27,7 +34,7 @@ def quiet(unet: UNet2DModel) -> RedDDPMPipeline:
 
 
 def student_of(teacher: UNet2DModel) -> RedUNet2DModel:
-    student = derive_student(teacher, plan_student(dict(teacher.config)))
+    student = derive_student(teacher, plan_student(dict(teacher.config), StudentConfig(head_start="teacher")))
     with torch.no_grad():  # statistics and RED blocks that do something, as after training
         for name, value in student.state_dict().items():
             if value.is_floating_point() and ".red_" in name:

@@ -49,7 +49,7 @@ REFUSED = {
 def make(config: dict[str, Any], **student: Any) -> tuple[UNet2DModel, StudentPlan, RedUNet2DModel]:
     torch.manual_seed(0)
     teacher = UNet2DModel(**config).eval()
-    plan = plan_student(dict(teacher.config), StudentConfig(**student))
+    plan = plan_student(dict(teacher.config), StudentConfig(**{"head_start": "teacher", **student}))
     return teacher, plan, derive_student(teacher, plan).eval()
 
 
@@ -211,6 +211,18 @@ def test_warm_start_draws_red_blocks_only(tiny_teacher: UNet2DModel, placement: 
     differing = {name for name, equal in equal_states(one, other).items() if not equal}
     assert bool(differing) == drawn
     assert all(".red_in." in name or ".red_out." in name for name in differing)
+
+
+@pytest.mark.parametrize("reduction", [2, 4])
+def test_a_head_that_starts_at_zero(tiny_config: dict[str, Any], reduction: int) -> None:
+    _, _, student = make(tiny_config, reduction=reduction, head_start="zero")
+    _, _, other = make(tiny_config, reduction=reduction, head_start="teacher")
+    differing = {name for name, equal in equal_states(student, other).items() if not equal}
+    assert differing
+    assert all(name.startswith("conv_out.") for name in differing)
+    output = student(image(tiny_config), torch.tensor([10, 700])).sample
+    assert output.shape == image(tiny_config).shape
+    assert not output.any()
 
 
 def test_random_start(tiny_teacher: UNet2DModel) -> None:

@@ -1,4 +1,7 @@
-"""Taps leave nothing behind; the moving average is its formula, buffers included."""
+"""Taps leave nothing behind and run no further than they must; the moving average is its formula, buffers included."""
+
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -6,7 +9,7 @@ import torch
 from torch import nn
 
 from ddpm_redistill.core.ema import EMA
-from ddpm_redistill.core.taps import Tap, reading
+from ddpm_redistill.core.taps import Tap, read_taps, reading
 
 
 class Layer(nn.Module):
@@ -66,6 +69,79 @@ def test_reading_a_layer_that_is_not_there() -> None:
         reading(network, [*TAPS, Tap("body.third", "input")]),
     ):
         pass
+    assert hooks_of(network) == 0
+
+
+class Deep(nn.Module):
+    """Four layers, of which the last must not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+        self.unused = nn.Linear(3, 3)
+        self.ran: list[int] = []
+        self.seen: list[weakref.ref] = []
+
+    def forward(self, x: torch.Tensor, times: float) -> torch.Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(x) * times
+            self.ran.append(i)
+            self.seen.append(weakref.ref(x))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("last", "ran"),
+    [(Tap("layers.0", "output"), []), (Tap("layers.2", "input"), [0, 1]), (Tap("layers.2", "output"), [0, 1])],
+)
+def test_read_taps_is_a_full_forward_that_stops_at_the_last_tap(last: Tap, ran: list[int]) -> None:
+    torch.manual_seed(0)
+    network, x = Deep(), torch.randn(2, 3)
+    taps = [Tap("layers.0", "input"), last]
+    calls: list[int] = []
+    network.layers[2].register_forward_hook(lambda *args: calls.append(2))
+    with reading(network, taps) as full:
+        network(x, 2.0)
+        wanted = dict(full)
+    before, network.ran = hooks_of(network), []
+    calls.clear()
+    found = read_taps(network, taps, x, 2.0)
+    assert network.ran == ran
+    assert bool(calls) == (last == Tap("layers.2", "output"))
+    assert found.keys() == set(taps)
+    assert all(torch.equal(found[tap], wanted[tap]) for tap in taps)
+    assert hooks_of(network) == before
+    network(x, 2.0)
+    assert network.ran[-3:] == [0, 1, 2]
+
+
+def test_read_taps_is_under_the_callers_grad_mode_and_keeps_nothing_else() -> None:
+    network, tap = Deep(), Tap("layers.2", "input")
+    assert read_taps(network, [tap], torch.ones(1, 3), 2.0)[tap].requires_grad
+    network.seen.clear()
+    gc.disable()  # no cycle may hold what was computed on the way
+    try:
+        with torch.no_grad():
+            maps = read_taps(network, [tap], torch.ones(1, 3), 2.0)
+        assert not maps[tap].requires_grad
+        assert [one() is None for one in network.seen] == [True, False]
+        assert network.seen[1]() is maps[tap]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("taps", "inputs", "error", "message"),
+    [
+        (["layers.0", "layers.9"], (2.0,), KeyError, r"no layer 'layers\.9' in Deep"),
+        (["layers.0", "unused"], (2.0,), KeyError, "layer 'unused' of Deep did not run"),
+        (["layers.0", "layers.1"], ("wrong",), TypeError, "."),
+    ],
+)
+def test_read_taps_cleans_up_after_an_error(taps: list[str], inputs: tuple, error: type, message: str) -> None:
+    network = Deep()
+    with pytest.raises(error, match=message):
+        read_taps(network, [Tap(path, "output") for path in taps], torch.ones(1, 3), *inputs)
     assert hooks_of(network) == 0
 
 

@@ -108,20 +108,27 @@ def test_the_teacher_is_frozen_in_eval_mode_and_unchanged(dropout_inputs, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("loss", "calls"), [({"task": 1.0, "output": 0.0}, 0), ({"output": 1.0}, 2), ({"output": 0.0, "red": 1.0}, 2)]
+    ("loss", "starts", "ends"),
+    [
+        ({"task": 1.0, "output": 0.0}, 0, 0),
+        ({"output": 1.0}, 2, 2),
+        ({"output": 0.0, "red": 1.0}, 2, 0),
+        ({"output": 1.0, "red": 1.0}, 2, 2),
+    ],
 )
-def test_the_teacher_runs_only_where_a_weight_needs_it(inputs, tmp_path, monkeypatch, loss, calls):
-    ran = []
+def test_the_teacher_runs_only_as_far_as_a_weight_needs_it(inputs, tmp_path, monkeypatch, loss, starts, ends):
+    started, ended = [], []
 
     def counted(ref):
         teacher = load_teacher(ref)
-        teacher.unet.register_forward_hook(lambda *args: ran.append(1))
+        teacher.unet.conv_in.register_forward_hook(lambda *args: started.append(1))
+        teacher.unet.conv_out.register_forward_hook(lambda *args: ended.append(1))
         return teacher
 
     monkeypatch.setattr(distill_module, "load_teacher", counted)
     distill(distill_config(inputs, tmp_path / "run", loss=loss, steps=2))
-    assert len(ran) == calls
-    assert ("output" in metrics(tmp_path / "run")[0]) == bool(calls)
+    assert (len(started), len(ended)) == (starts, ends)
+    assert ("output" in metrics(tmp_path / "run")[0]) == bool(ends)
 
 
 # --- the loop
@@ -171,24 +178,6 @@ def test_a_batch_that_does_not_divide_is_refused(inputs, tmp_path, dry_run):
 def test_a_dry_run_leaves_nothing(inputs, tmp_path):
     assert distill(distill_config(inputs, tmp_path / "run"), dry_run=True) is None
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(("bad_step", "where"), [(7, "last good checkpoint .*step-000004"), (2, "no checkpoint yet")])
-@pytest.mark.parametrize("log_every", [1, 100])
-def test_a_loss_that_is_not_finite_ends_the_run(inputs, tmp_path, monkeypatch, bad_step, where, log_every):
-    true_loss, calls = distill_module.output_loss, []
-
-    def output_loss(*maps):
-        calls.append(1)
-        return true_loss(*maps) * (math.nan if len(calls) == bad_step else 1)
-
-    monkeypatch.setattr(distill_module, "output_loss", output_loss)
-    seen = bad_step if log_every == 1 else 4 * math.ceil(bad_step / 4)  # a checkpoint is checked before it is written
-    with pytest.raises(UserError, match=rf"not finite at step {seen} .*output nan.*{where}"):
-        distill(distill_config(inputs, tmp_path / "run", log_every=log_every))
-    assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == bad_step // 4
-    if log_every == 1 or bad_step == 7:
-        assert all(math.isfinite(value) for row in metrics(tmp_path / "run") for value in row.values())
 
 
 def test_any_seed_and_a_schedule_shorter_than_the_grids_steps(inputs, tmp_path):

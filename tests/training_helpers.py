@@ -131,6 +131,11 @@ def distill_config(inputs: dict[str, str], run: Path, **changes: Any) -> Distill
 def assert_same_run(one: Path, other: Path, model: str = "student") -> None:
     """The same weights, last checkpoint and metrics, bit for bit."""
     assert sha256_of(one / model / UNET_WEIGHTS) == sha256_of(other / model / UNET_WEIGHTS)
+    assert_same_checkpoints(one, other)
+
+
+def assert_same_checkpoints(one: Path, other: Path) -> None:
+    """The same last checkpoint and metrics, bit for bit."""
     last = [list_checkpoints(run / "checkpoints")[-1] for run in (one, other)]
     assert last[0].name == last[1].name
     for name in CHECKPOINT_FILES:

@@ -1,32 +1,43 @@
 """teacher + plan -> student: a new network, the teacher untouched."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from torch import nn
 from torch.nn import functional as F
 
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.pipeline_red_ddpm import seeded_generator
-from .plan import StudentPlan, resampling_table
+from .plan import StudentPlan, plan_student, resampling_table, widened
+from .widen import widened_state
 
 
 def derive_student(teacher: UNet2DModel, plan: StudentPlan, *, seed: int = 0) -> RedUNet2DModel:
     """The planned student of a teacher, in eval mode; random values (a random start, RED blocks) come from ``seed``.
 
     With ``plan.start == "teacher"`` every layer that both networks have starts from the teacher's weights, and
-    stem and head from a mapping of them (``warm_start``).
+    stem and head from a mapping of them (``warm_start``); a widened student from the unwidened one (``widen.py``).
 
     Raises:
-        UserError: the plan is not of this teacher.
+        UserError: the plan is not of this teacher, or its attention heads cannot be widened so.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seeded_generator(seed, "student").initial_seed())
         student = build_student(dict(teacher.config), plan)
     _check_channels(teacher, plan)
-    if plan.start == "teacher":
+    if plan.start == "teacher" and plan.widens:
+        config = {**teacher.config, "sample_size": plan.sample_size}
+        narrow = derive_student(teacher, plan_student(config, replace(plan.options, widen=None)), seed=seed)
+        generator = seeded_generator(seed, "widening")
+        student.load_state_dict(widened_state(narrow, student, plan.widen, generator))
+    elif plan.start == "teacher":
         student.load_state_dict(warm_start(teacher.state_dict(), student.state_dict(), plan.reduction))
+        if plan.head_start == "zero":
+            for parameter in student.conv_out.parameters():
+                nn.init.zeros_(parameter)
     return student.eval()
 
 
@@ -41,19 +52,25 @@ def build_student(teacher_config: dict[str, Any], plan: StudentPlan) -> RedUNet2
 
 def _check_channels(teacher: UNet2DModel, plan: StudentPlan) -> None:
     """Raises UserError when a RED block has not the channels of the layer that it stands around, or is matched to."""
-    table = resampling_table({**teacher.config, "sample_size": plan.sample_size})
-    channels = {(row.path, end): row.channels[end] for row in table for end in (0, 1)}
+    config = {**teacher.config, "sample_size": plan.sample_size}
+    theirs = _channels(config)
+    own = _channels(widened(config, plan.widen)) if plan.widens else theirs
     for block in plan.blocks:
         path, side = block.name.rsplit(".", 1)
-        for layer, end, planned in (
-            (path, int(side == "red_out"), block.channels),
-            (block.teacher_layer, int(block.teacher_side == "output"), block.teacher_channels),
+        for channels, layer, end, planned in (
+            (own, path, int(side == "red_out"), block.channels),
+            (theirs, block.teacher_layer, int(block.teacher_side == "output"), block.teacher_channels),
         ):
             if channels.get((layer, end)) != planned:
                 raise UserError(
                     f"the plan does not fit this teacher: {block.name} is planned for {planned} channels at {layer},"
                     f" which has {channels.get((layer, end))}"
                 )
+
+
+def _channels(config: dict[str, Any]) -> dict[tuple[str, int], int]:
+    """Channels at the input (0) and output (1) of each resampling layer."""
+    return {(row.path, end): row.channels[end] for row in resampling_table(config) for end in (0, 1)}
 
 
 def student_on_meta(teacher_config: dict[str, Any], plan: StudentPlan) -> RedUNet2DModel:

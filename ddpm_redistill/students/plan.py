@@ -1,6 +1,6 @@
 """``StudentPlan``: what is changed to make the student, as data. Printed, checked and saved before it is applied."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,8 @@ from ..errors import UserError
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+LARGEST_FACTOR = 16
+"""Of ``widen``: weights grow with its square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class StudentPlan:
     """All that distinguishes a student from its teacher, and what each of its RED blocks is aligned with."""
 
     reduction: int
+    widen: tuple[int, ...]
     sample_size: int
     teacher_strides: tuple[int, ...]
     student_strides: tuple[int, ...]
@@ -54,8 +57,20 @@ class StudentPlan:
     red_norm: str
     red_start: str
     start: str
+    head_start: str
     prediction_type: str
     blocks: tuple[RedPlacement, ...]
+
+    @property
+    def widens(self) -> bool:
+        """Whether any level has more channels than the teacher's."""
+        return max(self.widen) > 1
+
+    @property
+    def options(self) -> StudentConfig:
+        """What ``plan_student`` was asked for."""
+        options = {field.name: getattr(self, field.name) for field in fields(StudentConfig)}
+        return StudentConfig(**{**options, "widen": list(self.widen)})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it: the student's config and ``plan.json`` hold this."""
@@ -67,8 +82,9 @@ class StudentPlan:
         """The inverse of ``to_dict``. Raises UserError naming a key that is missing or unknown."""
         try:
             blocks = tuple(RedPlacement(**block) for block in plan["blocks"])
-            strides = {key: tuple(plan[key]) for key in ("teacher_strides", "student_strides")}
-            return cls(**{**plan, **strides, "blocks": blocks})
+            tuples: dict[str, Any] = {key: tuple(plan[key]) for key in ("teacher_strides", "student_strides")}
+            widen = tuple(plan.get("widen") or [1] * len(tuples["teacher_strides"]))  # older plans have none
+            return cls(**{"head_start": "teacher", **plan, **tuples, "widen": widen, "blocks": blocks})
         except (TypeError, KeyError) as error:
             raise UserError(f"not a student plan: {error}") from error
 
@@ -76,6 +92,7 @@ class StudentPlan:
         lines = [
             f"strides {list(self.teacher_strides)} -> {list(self.student_strides)}: feature maps"
             f" {self.reduction}x smaller a side",
+            *([f"channels {list(self.widen)} times the teacher's, level by level"] if self.widens else []),
             f"the student starts from {'its teacher' if self.start == 'teacher' else 'random weights'} and predicts"
             f" {self.prediction_type}",
             f"{len(self.blocks)} RED blocks ({self.red_placement}, {self.red_norm} norm, {self.red_start} start)",
@@ -111,8 +128,16 @@ def plan_student(teacher_config: dict[str, Any], options: StudentConfig | None =
         )
     teacher_strides = (1, *(row.stride for row in downs))
     student_strides = (reduction, *teacher_strides[1 : len(downs) + 1 - moved], *([1] * moved))
+    widen = tuple(chosen.get("widen", [1] * len(teacher_strides)))
+    if len(widen) != len(teacher_strides) or not all(isinstance(f, int) and 1 <= f <= LARGEST_FACTOR for f in widen):
+        raise UserError(
+            f"student.widen is {list(widen)}: give {len(teacher_strides)} whole numbers from 1 to {LARGEST_FACTOR},"
+            f" one for each level of this teacher, as {[*[1] * (len(teacher_strides) - 1), 2]}"
+        )
+    own = resampling_table(widened(teacher_config, widen)) if max(widen) > 1 else table
     return StudentPlan(
         reduction=reduction,
+        widen=widen,
         sample_size=table[0].resolution[0],
         teacher_strides=teacher_strides,
         student_strides=student_strides,
@@ -120,9 +145,16 @@ def plan_student(teacher_config: dict[str, Any], options: StudentConfig | None =
         red_norm=chosen["red_norm"],
         red_start=chosen["red_start"],
         start=chosen["start"],
+        head_start=chosen["head_start"],
         prediction_type=chosen["prediction_type"],
-        blocks=_place_red(table, moved, chosen["red_placement"]),
+        blocks=_place_red(own, table, moved, chosen["red_placement"]),
     )
+
+
+def widened(config: dict[str, Any], widen: tuple[int, ...]) -> dict[str, Any]:
+    """A ``UNet2DModel`` config with ``widen[i]`` times the channels in level i."""
+    channels = build_on_meta(config).config.block_out_channels
+    return {**config, "block_out_channels": [c * factor for c, factor in zip(channels, widen, strict=True)]}
 
 
 def resampling_table(config: dict[str, Any]) -> list[Resampling]:
@@ -196,16 +228,18 @@ def _unsupported(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _place_red(table: list[Resampling], moved: int, placement: str) -> tuple[RedPlacement, ...]:
-    """RED blocks in the order of the forward; student stage i meets teacher stage i + moved, at the same resolution."""
-    downs = [row for row in table if row.kind == "down"]
-    ups = [row for row in table if row.kind == "up"]
-    stem, head = table[0], table[-1]
+def _place_red(own: list[Resampling], table: list[Resampling], moved: int, placement: str) -> tuple[RedPlacement, ...]:
+    """RED blocks in the order of the forward; student stage i meets teacher stage i + moved, at the same resolution.
+
+    own: the teacher's table with the student's widths. table: the teacher's.
+    """
+    own_downs, downs = ([row for row in rows if row.kind == "down"] for rows in (own, table))
+    own_ups, ups = ([row for row in rows if row.kind == "up"] for rows in (own, table))
     strided = len(downs) - moved
     sides = (("red_in", "input"), ("red_out", "output"))
 
     def block(layer: Resampling, side: str, match: Resampling, teacher_side: str) -> RedPlacement:
-        # Student channels are the teacher's at the student's own layer; the resolution is the matched layer's.
+        # Student channels are those of the student's own layer; the resolution is the matched layer's.
         student_end, teacher_end = (0 if side == "red_in" else 1), (0 if teacher_side == "input" else 1)
         return RedPlacement(
             name=f"{layer.path}.{side}",
@@ -219,10 +253,10 @@ def _place_red(table: list[Resampling], moved: int, placement: str) -> tuple[Red
 
     if placement == "none":
         return ()
-    first = block(stem, "red_out", downs[moved - 1], "output")
-    last = block(head, "red_in", ups[len(ups) - moved], "input")
+    first = block(own[0], "red_out", downs[moved - 1], "output")
+    last = block(own[-1], "red_in", ups[len(ups) - moved], "input")
     if placement == "outer":
         return (first, last)
-    encoder = [block(downs[i], side, downs[i + moved], end) for i in range(strided) for side, end in sides]
-    decoder = [block(ups[i + moved], side, ups[i], end) for i in range(strided) for side, end in sides]
+    encoder = [block(own_downs[i], side, downs[i + moved], end) for i in range(strided) for side, end in sides]
+    decoder = [block(own_ups[i + moved], side, ups[i], end) for i in range(strided) for side, end in sides]
     return (first, *encoder, *decoder, last)

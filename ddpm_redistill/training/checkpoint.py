@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ..errors import UserError
 
+LOSS_PREFIX = "loss."  # of the names of what is trained with the network and is no part of it
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -30,7 +32,16 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write ``folder/step-NNNNNN``, N the checkpoint's step, then drop all but the newest ``keep`` (0: drop none)."""
+    """Write ``folder/step-NNNNNN``, N the checkpoint's step, then drop all but the newest ``keep`` (0: drop none).
+
+    Raises:
+        UserError: a value is NaN or infinite; nothing is written.
+    """
+    for part in ("model", "ema", "optimizer"):
+        for name, value in getattr(checkpoint, part).items():
+            if not value.isfinite().all():
+                what = f"{name} of the {part} is not finite after step {checkpoint.state['step']}"
+                raise UserError(f"{what}; {last_good(folder)}: lower training.learning_rate")
     final = folder / f"step-{checkpoint.state['step']:06d}"
     aside = folder / f".writing-{final.name}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -56,6 +67,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(complete, key=lambda path: (len(path.name), path.name))  # by number: step-1000000 is past six digits
 
 
+def last_good(folder: Path) -> str:
+    """For people: the newest checkpoint, all of which are finite, or that there is none."""
+    checkpoints = list_checkpoints(folder)
+    return f"last good checkpoint {checkpoints[-1]}" if checkpoints else "no checkpoint yet"
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Raises UserError when a file cannot be read."""
     try:
@@ -63,6 +80,27 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(model, ema, optimizer, json.loads((path / "state.json").read_text()))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"checkpoint {path} cannot be read ({error}): delete it to resume from an older one") from error
+
+
+def named_parameters(network: nn.Module, loss_modules: nn.Module | None) -> dict[str, nn.Parameter]:
+    """All that is trained: the network's parameters by their own names, those of the loss under ``loss.``."""
+    extra = () if loss_modules is None else loss_modules.named_parameters(LOSS_PREFIX.rstrip("."))
+    return {**dict(network.named_parameters()), **dict(extra)}
+
+
+def joined_state(network: nn.Module, loss_modules: nn.Module | None) -> dict[str, torch.Tensor]:
+    """Both state dicts as one, under the names of ``named_parameters``."""
+    state = network.state_dict()
+    return state if loss_modules is None else loss_modules.state_dict(destination=state, prefix=LOSS_PREFIX)
+
+
+def load_joined_state(network: nn.Module, loss_modules: nn.Module | None, state: dict[str, torch.Tensor]) -> None:
+    """The inverse of ``joined_state``. Raises RuntimeError when names or shapes differ."""
+    own = dict(state)
+    if loss_modules is not None:
+        extra = {name: own.pop(name) for name in state if name.startswith(LOSS_PREFIX)}
+        loss_modules.load_state_dict({name.removeprefix(LOSS_PREFIX): value for name, value in extra.items()})
+    network.load_state_dict(own)
 
 
 def adam_state(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:

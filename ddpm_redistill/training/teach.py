@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, seeded_generator
 from ..provenance import environment
 from ..sources.images import open_images
+from ..sources.teacher import load_pipeline
 from .draws import Draws
 from .loop import Batch, make_accelerator, train
 from .run_folder import RunFolder, settings_text, write_pipeline
@@ -95,4 +96,10 @@ def build_teacher(config: TeachConfig) -> tuple[UNet2DModel, DDPMScheduler]:
     if config.image_size % 2**strided:
         need = f"as {strided} down-samplers need"
         raise UserError(f"image_size {config.image_size} does not divide by {2**strided}, {need}")
+    if config.start:
+        try:
+            unet.load_state_dict(load_pipeline(config.start).unet.state_dict())
+        except RuntimeError as error:
+            what = str(error).splitlines()[1].strip()
+            raise UserError(f"start: {config.start} is not of the unet in this config: {what}") from error
     return unet, scheduler

@@ -1,0 +1,228 @@
+"""Images/s of ``distill`` against a plain loop of the paper (``plain_loop.py``): same nets, batch and machine.
+
+    python benchmarks/throughput.py                                      # the CIFAR-10 architecture, batch 16
+    python benchmarks/throughput.py --architecture digits --steps 20     # the embedded one
+    python benchmarks/throughput.py --rows default task+bf16 --json
+
+A row is a run of ``distill`` as a person starts it, with its draws, average, checks and logging, and between any two of
+its steps one of the plain loop, so that a slow moment of the machine falls on both: ratios are of medians. Row
+``redistill`` computes what the plain loop does, and the losses are compared. The other rows train on another loss:
+``default`` on what the recipe of that name says, ``task`` on its task loss alone, without a teacher; ``+bf16`` is
+``--training.mixed_precision bf16``, the teacher's pass included.
+
+Where the time of our step goes is taken in the same run, by wrapping the callables; ``rest`` is the arithmetic of the
+losses, the check for NaN, logging. In ``--json``, ``ratio`` is row ``default``'s, else the first row's.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from architectures import CIFAR10
+from diffusers import DDPMScheduler, UNet2DModel
+from plain_loop import PlainLoop
+
+from ddpm_redistill import DistillConfig, LossConfig, RedDDPMPipeline, TrainingConfig, distill, plan_student
+from ddpm_redistill.config import LOSS_TERMS, resolve
+from ddpm_redistill.sources.images import open_images
+from ddpm_redistill.sources.teacher import load_teacher
+from ddpm_redistill.training import distill as distill_module
+from ddpm_redistill.training import loop
+from ddpm_redistill.training.draws import Draws
+
+ROWS = [name + precision for precision in ("", "+bf16") for name in ("redistill", "default", "task")]
+PARTS = ("data", "teacher", "student forward", "backward", "optimizer", "EMA", "rest")
+LEARNING_RATE = 2e-4
+TASK_ALONE = LossConfig(**{**dict.fromkeys(LOSS_TERMS, 0.0), "task": 1.0})
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def config_of(row: str, teacher: str, data: str, batch_size: int, steps: int, folder: Path) -> DistillConfig:
+    name, _, precision = row.partition("+")
+    training = TrainingConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=LEARNING_RATE,
+        warmup_steps=0,
+        schedule="constant",
+        ema_decay=0.9999,
+        mixed_precision=precision or "no",  # type: ignore[arg-type]
+        log_every=1,
+        sample_every=0,
+        checkpoint_every=steps,
+    )
+    return DistillConfig(
+        teacher=teacher,
+        data=data,
+        output_dir=str(folder),
+        recipe="redistill" if name == "redistill" else "default",
+        loss=TASK_ALONE if name == "task" else LossConfig(),
+        training=training,
+    )
+
+
+def plain_loop(teacher_ref: str, config: DistillConfig) -> PlainLoop:
+    teacher = load_teacher(teacher_ref)
+    paper = resolve(DistillConfig(recipe="redistill"))
+    unet = dict(teacher.unet.config)
+    draws = Draws(
+        open_images(config.data, image_size=unet["sample_size"], channels=unet["in_channels"]),
+        seed=config.seed,
+        batch_size=config.training.batch_size,
+        num_train_timesteps=teacher.scheduler.config.num_train_timesteps,
+        horizontal_flip=False,
+    )
+    return PlainLoop(teacher.unet, teacher.scheduler, plan_student(unet, paper.student), draws, LEARNING_RATE)
+
+
+@contextmanager
+def timed_parts(spent: dict[str, float]) -> Iterator[None]:
+    """Within the block what ``distill`` calls adds its seconds to ``spent``, by part."""
+
+    def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            started = now()
+            try:
+                return call(*args, **kwargs)
+            finally:  # a teacher that is stopped at its last needed layer ends in an exception
+                spent[part] += now() - started
+
+        return wrapper
+
+    def timed_teacher(ref: str) -> Any:
+        teacher = load_teacher(ref)
+        teacher.unet.forward = timed("teacher", teacher.unet.forward)
+        return teacher
+
+    def timed_student(*args: Any, **kwargs: Any) -> Any:
+        student = derive_student(*args, **kwargs)
+        student.forward = timed("student forward", student.forward)
+        return student
+
+    def timed_batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        batches = micro_batches(*args, **kwargs)
+        return iter(timed("data", lambda: next(batches, None)), None)
+
+    derive_student, micro_batches = distill_module.derive_student, loop.micro_batches
+    with ExitStack() as patches:
+        for owner, name, value in (
+            (distill_module, "load_teacher", timed_teacher),
+            (distill_module, "derive_student", timed_student),
+            (loop, "micro_batches", timed_batches),
+            (Accelerator, "backward", timed("backward", Accelerator.backward)),
+            (Accelerator, "clip_grad_norm_", timed("optimizer", Accelerator.clip_grad_norm_)),
+            (AcceleratedOptimizer, "step", timed("optimizer", AcceleratedOptimizer.step)),
+            (AcceleratedOptimizer, "zero_grad", timed("optimizer", AcceleratedOptimizer.zero_grad)),
+            (loop.EMA, "update", timed("EMA", loop.EMA.update)),
+        ):
+            patches.enter_context(patch.object(owner, name, value))
+        yield
+
+
+def measure(config: DistillConfig, plain: PlainLoop) -> dict[str, Any]:
+    """Median seconds of a step of both and of our parts, and the losses of both, step by step."""
+    spent: dict[str, float] = defaultdict(float)
+    ours: list[dict[str, float]] = []
+    theirs: list[tuple[float, float]] = []  # seconds, loss
+    started = 0.0
+    true_rate = loop.learning_rate_at
+
+    def between_steps(step: int, training: TrainingConfig) -> float:
+        """The loop asks for its learning rate when a step begins: the plain loop has its turn then."""
+        nonlocal started
+        if step:
+            whole = now() - started
+            ours.append({**spent, "rest": whole - sum(spent.values()), "step": whole})
+        if step < training.steps - 1:  # our last one ends in a checkpoint and has no end to see
+            begun = now()
+            loss = plain.step()
+            theirs.append((now() - begun, loss))
+        spent.clear()
+        started = now()
+        return true_rate(step, training)
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # else it keeps the precision of the row before
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))  # the progress bar
+        stack.enter_context(timed_parts(spent))
+        stack.enter_context(patch.object(loop, "learning_rate_at", between_steps))
+        distill(config)
+    rows = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    pairs = list(zip((loss for _, loss in theirs), (row["loss"] for row in rows), strict=False))
+    return {
+        "plain": statistics.median(seconds for seconds, _ in theirs[1:]),  # the first warms up
+        "ours": statistics.median(step["step"] for step in ours[1:]),
+        "parts": {part: statistics.median(step.get(part, 0.0) for step in ours[1:]) for part in PARTS},
+        "loss_difference": max(abs(one - other) / abs(one) for one, other in pairs),
+    }
+
+
+def inputs_of(architecture: str, folder: Path) -> tuple[str, str]:
+    """Teacher and data; neither time nor the comparison depends on what the weights or the pixels are."""
+    if architecture == "digits":
+        return "builtin:digits", "builtin:digits"
+    torch.manual_seed(0)
+    RedDDPMPipeline(UNet2DModel.from_config(CIFAR10), DDPMScheduler()).save_pretrained(folder / "teacher")
+    images = np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images)
+    return str(folder / "teacher"), str(folder / "images.npz")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=("cifar10", "digits"), default="cifar10")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=5, help="steps of each loop that are timed, in each row")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object instead")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        teacher, data = inputs_of(arguments.architecture, Path(name))
+        for row in arguments.rows:
+            config = config_of(row, teacher, data, arguments.batch_size, arguments.steps + 2, Path(name) / row)
+            results[row] = measure(config, plain_loop(teacher, config))
+    ratios = {row: result["plain"] / result["ours"] for row, result in results.items()}
+    setting = {key: getattr(arguments, key) for key in ("architecture", "batch_size", "steps", "threads")}
+    setting |= {"torch": torch.__version__, "device": "cuda" if torch.cuda.is_available() else "cpu"}
+    exact = results.get("redistill", {}).get("loss_difference")
+    if arguments.json:
+        ratio = ratios.get("default", ratios[arguments.rows[0]])
+        print(json.dumps({**setting, "ratio": ratio, "ratios": ratios, "loss_difference": exact, "rows": results}))
+        return
+    print(", ".join(f"{key} {value}" for key, value in setting.items()))
+    print(
+        f"{'row':<16}{'plain, s':>10}{'ours, s':>10}{'images/s':>10}{'ratio':>8}  of our step, s: " + ", ".join(PARTS)
+    )
+    for row, result in results.items():
+        parts = "".join(f"{result['parts'][part]:>9.4f}" for part in PARTS)
+        speed = arguments.batch_size / result["ours"]
+        print(f"{row:<16}{result['plain']:>10.4f}{result['ours']:>10.4f}{speed:>10.2f}{ratios[row]:>7.2f}x{parts}")
+    if exact is not None:
+        print(f"redistill against the plain loop: largest relative difference of a step's loss {exact:.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""How far a planned student can be widened without a byte more at its tensor peak."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+
+from ..core.peak import tensor_peak_within
+from ..pipelines.lean import lean_execution
+from .derive import student_on_meta
+from .footprint import MOST_SAVING
+from .plan import StudentPlan, plan_student
+
+FACTOR = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeWidth:
+    """What ``free_width`` found, at batch 1 in float32; ``widen`` is 1 everywhere where nothing is free.
+
+    Args:
+        parameters, weights: of the widened student; weights in bytes, buffers included.
+        parameters_before, weights_before: of the planned one.
+        lean: whether ``tensor_peak_lean`` stays within the planned student's too; None where nothing is free, or
+            the network cannot run lean.
+    """
+
+    widen: tuple[int, ...]
+    parameters: int
+    parameters_before: int
+    weights: int
+    weights_before: int
+    lean: bool | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "widen": list(self.widen)}
+
+
+def free_width(
+    teacher_config: dict[str, Any], plan: StudentPlan, tensor_peak: int, tensor_peak_lean: int | None
+) -> FreeWidth:
+    """The levels that can be twice as wide at once, from the deepest up to the first that costs something.
+
+    Every step is an exact pass on fake tensors, stopped where it is past the peak. Skips tie a level to the finer one
+    next to it, hence together and in this order. The finest level is left out: all of the peak's maps may be its own.
+
+    Args:
+        plan: of a student with the teacher's widths.
+        tensor_peak, tensor_peak_lean: bytes, of the planned student (``memory_report``).
+    """
+    config = {**teacher_config, "sample_size": plan.sample_size}
+    before = student_on_meta(config, plan)
+    found, found_plan = before, plan
+    for level in reversed(range(1, len(plan.widen))):
+        widen = [FACTOR if i >= level else 1 for i in range(len(plan.widen))]
+        wider = plan_student(config, replace(plan.options, widen=widen))
+        unet = student_on_meta(config, wider)
+        if not _fits(unet, tensor_peak):
+            break
+        found, found_plan = unet, wider
+    lean = None
+    if found_plan.widens and tensor_peak_lean is not None:
+        with lean_execution(found, MOST_SAVING):
+            lean = _fits(found, tensor_peak_lean)
+    return FreeWidth(
+        widen=found_plan.widen,
+        parameters=found.num_parameters(),
+        parameters_before=before.num_parameters(),
+        weights=_weights(found),
+        weights_before=_weights(before),
+        lean=lean,
+    )
+
+
+def _fits(unet: UNet2DModel, limit: int) -> bool:
+    size = unet.config.sample_size
+    size = size if isinstance(size, int) else size[0]
+    sample = torch.empty(1, unet.config.in_channels, size, size, device="meta")
+    return tensor_peak_within(unet, sample, 0, limit)[1]
+
+
+def _weights(unet: UNet2DModel) -> int:
+    return sum(tensor.nbytes for tensor in unet.state_dict().values())

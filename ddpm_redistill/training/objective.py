@@ -1,0 +1,116 @@
+"""The objective of a distillation: what is run on a batch, as far as its weights need it, and the loss parts."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..config import FEATURE_TERMS, LossConfig
+from ..core.feature_losses import (
+    FeatureLoss,
+    Pair,
+    Regressors,
+    attention_mean_square,
+    attention_norm,
+    feature_mse,
+    mean_over_pairs,
+    red_distance,
+    similarity,
+)
+from ..core.losses import epsilon_of, output_loss, task_loss, timestep_weight
+from ..core.taps import Tap, read_taps, reading
+from ..errors import UserError
+from ..pipelines.modeling_red_unet import RedUNet2DModel
+from ..pipelines.pipeline_red_ddpm import seeded_generator
+from ..sources.teacher import Teacher
+from ..students.plan import StudentPlan
+from .loop import Batch, Objective
+
+
+def feature_terms(loss: LossConfig) -> dict[str, FeatureLoss]:
+    """The terms on feature maps that have a weight, by name."""
+    terms: dict[str, FeatureLoss] = {
+        "red": partial(red_distance, distance=str(loss.red_distance)),
+        "feature": feature_mse,
+        "fitnet": feature_mse,  # of the regressors' maps
+        "attention_norm": attention_norm,
+        "attention_mean_square": attention_mean_square,
+        "similarity": similarity,
+    }
+    return {name: terms[name] for name in FEATURE_TERMS if getattr(loss, name)}
+
+
+def check_terms(loss: LossConfig, plan: StudentPlan, micro_batch: int) -> None:
+    """Refuse a term that would have nothing to compare, with ``micro_batch`` images at a time in each process.
+
+    Raises:
+        UserError: naming the term.
+    """
+    if loss.feature and not any(block.channels == block.teacher_channels for block in plan.blocks):
+        raise UserError(
+            "loss.feature is not 0 but no RED block has as many channels as the teacher's layer: use loss.fitnet"
+        )
+    if loss.similarity and micro_batch < 2:
+        raise UserError(
+            "loss.similarity compares the images of a micro-batch, which has only one: raise training.batch_size"
+        )
+
+
+def make_regressors(loss: LossConfig, plan: StudentPlan, seed: int) -> Regressors | None:
+    """FitNet's regressors with values drawn from ``seed``, or None without that term."""
+    if not loss.fitnet:
+        return None
+    with torch.random.fork_rng():
+        torch.manual_seed(seeded_generator(seed, "fitnet").initial_seed())
+        return Regressors([(block.channels, block.teacher_channels) for block in plan.blocks])
+
+
+def distillation_objective(
+    teacher: Teacher, student: RedUNet2DModel, plan: StudentPlan, loss: LossConfig, device: torch.device
+) -> Objective:
+    """The loss parts of a batch, by name, unweighted: task, and all others that have a weight.
+
+    The objective takes the network and the batch, and with ``loss.fitnet`` the regressors.
+    """
+    teacher_type = teacher.scheduler.config.prediction_type
+    alphas_cumprod = teacher.scheduler.alphas_cumprod.to(device)
+    terms = feature_terms(loss)
+    aligned = plan.blocks if terms else ()
+    student_taps = [Tap(block.name, "output") for block in aligned]
+    teacher_taps = [Tap(block.teacher_layer, block.teacher_side) for block in aligned]  # type: ignore[arg-type]
+
+    def run_teacher(noisy: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Its prediction where ``loss.output`` needs it, and its maps at the taps."""
+        # Not inference_mode: the losses keep these maps for their backward, where inference tensors are refused.
+        with torch.no_grad():
+            if loss.output:
+                with reading(teacher.unet, teacher_taps) as maps:
+                    prediction = teacher.unet(noisy, timesteps).sample.float()
+                    return prediction, [maps[tap] for tap in teacher_taps]
+            maps = read_taps(teacher.unet, teacher_taps, noisy, timesteps) if terms else {}
+            return None, [maps[tap] for tap in teacher_taps]
+
+    def objective(network: nn.Module, batch: Batch, regressors: nn.Module | None = None) -> dict[str, torch.Tensor]:
+        timesteps, noise = batch["timesteps"], batch["noise"]
+        noisy = teacher.scheduler.add_noise(batch["images"], noise, timesteps)
+        abar = alphas_cumprod[timesteps]
+        # The teacher first: its working memory is free again before the student's activations are kept.
+        teacher_prediction, teacher_maps = run_teacher(noisy, timesteps)
+        with reading(student, student_taps) as maps:
+            prediction = network(noisy, timesteps).sample.float()
+            student_maps = [maps[tap] for tap in student_taps]
+        epsilon = epsilon_of(prediction, noisy, abar, plan.prediction_type)
+        weight = timestep_weight(abar, str(loss.weighting), float(loss.gamma or 0))
+        parts = {"task": task_loss(epsilon, noise, weight)}
+        if teacher_prediction is not None:
+            teacher_epsilon = epsilon_of(teacher_prediction, noisy, abar, teacher_type)
+            parts["output"] = output_loss(epsilon, teacher_epsilon, weight)
+        pairs: list[Pair] = list(zip(student_maps, teacher_maps, strict=True))
+        of_term = {"feature": [pair for pair in pairs if pair[0].shape[1] == pair[1].shape[1]]}
+        if regressors is not None:
+            of_term["fitnet"] = list(zip(regressors(student_maps), teacher_maps, strict=True))
+        for name, term in terms.items():
+            parts[name] = mean_over_pairs(term, of_term.get(name, pairs))
+        return parts
+
+    return objective

@@ -1,0 +1,197 @@
+"""The objective: its terms by name, a teacher that is run no further than they need, regressors that train along."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_helpers import SIZE, UNET_WEIGHTS, Killed, assert_same_run, distill_config, kill_at, metrics
+
+from ddpm_redistill.config import FEATURE_TERMS, LOSS_TERMS, LossConfig, StudentConfig
+from ddpm_redistill.core.feature_losses import feature_mse
+from ddpm_redistill.core.taps import Tap, reading
+from ddpm_redistill.errors import UserError
+from ddpm_redistill.pipelines.modeling_red_unet import RedUNet2DModel
+from ddpm_redistill.sources.teacher import Teacher, load_teacher
+from ddpm_redistill.students.derive import derive_student
+from ddpm_redistill.students.plan import StudentPlan, plan_student
+from ddpm_redistill.training.checkpoint import list_checkpoints, load_checkpoint
+from ddpm_redistill.training.distill import distill
+from ddpm_redistill.training.objective import check_terms, distillation_objective, make_regressors
+
+OFF = {**dict.fromkeys(LOSS_TERMS, 0.0), "red_distance": "mse", "weighting": "none", "gamma": 5.0}
+
+
+def loss_of(**weights: float) -> LossConfig:
+    return LossConfig(**{**OFF, **weights})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def networks(inputs) -> tuple[Teacher, StudentPlan, RedUNet2DModel]:
+    teacher = load_teacher(inputs["teacher"])
+    plan = plan_student(dict(teacher.unet.config), StudentConfig(head_start="teacher"))
+    return teacher, plan, derive_student(teacher.unet, plan)
+
+
+def batch_of(count: int = 3) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images, noise = torch.randn(2, count, 1, SIZE, SIZE, generator=generator)
+    return {"images": images, "noise": noise, "timesteps": torch.tensor([5, 400, 900])}
+
+
+def parts_and_gradients(networks, loss: LossConfig, names: tuple[str, ...]):
+    """The loss parts of a batch, and the student's gradients of the sum of the named ones."""
+    teacher, plan, student = networks
+    student.zero_grad(set_to_none=True)
+    regressors = make_regressors(loss, plan, seed=0)
+    objective = distillation_objective(teacher, student, plan, loss, torch.device("cpu"))
+    parts = objective(student, batch_of(), *filter(None, [regressors]))
+    sum(parts[name] for name in names).backward()
+    return parts, {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+
+
+# --- what is run
+
+
+@pytest.mark.parametrize("name", FEATURE_TERMS)
+def test_a_stopped_teacher_gives_the_loss_of_a_full_one(networks, name) -> None:
+    """Bit for bit, its gradients too."""
+    ran: list[int] = []
+    handle = networks[0].unet.conv_out.register_forward_hook(lambda *args: ran.append(1))
+    stopped, gradients = parts_and_gradients(networks, loss_of(**{name: 1.0}), (name,))
+    assert ran == []
+    full, full_gradients = parts_and_gradients(networks, loss_of(**{name: 1.0}, output=1.0), (name,))
+    assert ran == [1]
+    handle.remove()
+    assert stopped.keys() == {"task", name}
+    assert full.keys() == {"task", "output", name}
+    assert torch.equal(stopped[name], full[name])
+    assert gradients.keys() == full_gradients.keys()
+    assert all(torch.equal(gradients[key], full_gradients[key]) for key in gradients)
+    assert sum(float(gradient.abs().sum()) for gradient in gradients.values()) > 0
+
+
+def test_hooks_are_gone_from_both_networks(networks) -> None:
+    parts_and_gradients(networks, loss_of(**dict.fromkeys(LOSS_TERMS, 1.0)), LOSS_TERMS)
+    parts_and_gradients(networks, loss_of(red=1.0), ("red",))
+    for network in (networks[0].unet, networks[2]):
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_gradients_reach_the_student_and_never_the_teacher(networks) -> None:
+    teacher = networks[0].unet
+    teacher.requires_grad_(True)  # so that it is the objective that keeps them away
+    for name in ("output", *FEATURE_TERMS):
+        _, gradients = parts_and_gradients(networks, loss_of(**{name: 1.0}), (name,))
+        assert any((gradient != 0).any() for gradient in gradients.values()), name
+        assert all(parameter.grad is None for parameter in teacher.parameters()), name
+    teacher.requires_grad_(False)
+
+
+# --- what is compared
+
+
+def test_terms_are_means_over_the_red_blocks(networks) -> None:
+    """Maps read by two forwards here; ``feature`` only where channels agree, ``fitnet`` after its regressors."""
+    teacher, plan, student = networks
+    found, _ = parts_and_gradients(networks, loss_of(red=1.0, feature=1.0, fitnet=1.0), FEATURE_TERMS[:3])
+    batch = batch_of()
+    noisy = teacher.scheduler.add_noise(batch["images"], batch["noise"], batch["timesteps"])
+    regressors = make_regressors(loss_of(fitnet=1.0), plan, seed=0)
+    sums: dict[str, list[torch.Tensor]] = {"red": [], "feature": [], "fitnet": []}
+    with torch.no_grad():
+        for i, block in enumerate(plan.blocks):
+            mine, its = Tap(block.name, "output"), Tap(block.teacher_layer, block.teacher_side)  # type: ignore[arg-type]
+            with reading(student, [mine]) as seen, reading(teacher.unet, [its]) as wanted:
+                student(noisy, batch["timesteps"])
+                teacher.unet(noisy, batch["timesteps"])
+                pair = seen[mine], wanted[its]
+            assert (pair[0].shape[1], pair[1].shape[1]) == (block.channels, block.teacher_channels)
+            sums["red"].append((pair[0].mean(1) - pair[1].mean(1)).square().mean())
+            sums["fitnet"].append((regressors.taps[i](pair[0]) - pair[1]).square().mean())
+            if block.channels == block.teacher_channels:
+                sums["feature"].append(feature_mse(*pair))
+    assert 0 < len(sums["feature"]) < len(sums["red"]) == len(plan.blocks)
+    for name, values in sums.items():
+        torch.testing.assert_close(found[name].detach(), torch.stack(values).mean())
+
+
+# --- what is refused
+
+
+def test_feature_without_a_pair_of_equal_channels_is_refused(networks) -> None:
+    plan = networks[1]
+    some = [block for block in plan.blocks if block.channels != block.teacher_channels]
+    check_terms(loss_of(feature=1.0), plan, 4)
+    with pytest.raises(UserError, match=r"loss\.feature is not 0 but no RED block .* use loss\.fitnet"):
+        check_terms(loss_of(feature=1.0), replace(plan, blocks=tuple(some)), 4)
+    check_terms(loss_of(fitnet=1.0), replace(plan, blocks=tuple(some)), 4)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_similarity_of_a_single_image_is_refused(inputs, tmp_path, dry_run) -> None:
+    config = distill_config(inputs, tmp_path / "run", loss={"similarity": 1.0}, gradient_accumulation=4)
+    with pytest.raises(UserError, match=r"loss\.similarity compares .* raise training\.batch_size"):
+        distill(config, dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
+
+
+# --- regressors
+
+
+def test_regressors_come_from_the_seed_alone(networks) -> None:
+    loss, plan = loss_of(fitnet=1.0), networks[1]
+    torch.manual_seed(1)
+    first = make_regressors(loss, plan, seed=7).state_dict()
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), drawn)  # the global random state is as it was
+    again, other = (make_regressors(loss, plan, seed=seed).state_dict() for seed in (7, 8))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+    assert make_regressors(loss_of(red=1.0), plan, seed=7) is None
+
+
+def test_a_resumed_run_with_fitnet_is_the_run_in_one_go(inputs, tmp_path, monkeypatch) -> None:
+    runs = tmp_path / "one", tmp_path / "killed"
+    configs = [distill_config(inputs, run, loss={"output": 0.0, "fitnet": 2.0}, steps=6) for run in runs]
+    distill(configs[0])
+    with monkeypatch.context() as patch:
+        kill_at(patch, 5)
+        with pytest.raises(Killed):
+            distill(configs[1])
+    torch.manual_seed(99)
+    distill(configs[1], resume=True)
+    assert_same_run(*runs)
+    saved = list_checkpoints(runs[0] / "checkpoints")
+    first, last = load_checkpoint(saved[0]).model, load_checkpoint(saved[-1]).model
+    trained = [name for name in last if name.startswith("loss.")]
+    assert trained
+    assert not any(torch.equal(first[name], last[name]) for name in trained)
+    assert not any(name.startswith("loss.") for name in load_file(runs[0] / "student" / UNET_WEIGHTS))
+
+
+# --- whole runs
+
+
+@pytest.mark.parametrize("name", FEATURE_TERMS)
+def test_a_run_of_each_term(inputs, tmp_path, name) -> None:
+    run = tmp_path / "run"
+    assert (
+        distill(distill_config(inputs, run, loss={"task": 1.0, "output": 0.0, name: 3.0}, steps=3)) == run / "student"
+    )
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row.keys() == {"step", "loss", "task", name, "grad_norm", "learning_rate"}
+        assert row["loss"] == pytest.approx(row["task"] + 3 * row[name], rel=1e-5)
+        assert row[name] > 0
+    assert Path(run / "student" / UNET_WEIGHTS).exists()
+
+
+def test_a_run_of_all_terms_together(inputs, tmp_path) -> None:
+    weights = {name: 0.5 + i for i, name in enumerate(LOSS_TERMS)}
+    distill(distill_config(inputs, tmp_path / "run", loss=weights, steps=2))
+    for row in metrics(tmp_path / "run"):
+        assert row["loss"] == pytest.approx(sum(weight * row[name] for name, weight in weights.items()), rel=1e-5)
