@@ -7,22 +7,26 @@
 A row is a run of ``distill`` as a person starts it, with its draws, average, checks and logging, and between any two of
 its steps one of the plain loop, so that a slow moment of the machine falls on both: ratios are of medians. Row
 ``redistill`` computes what the plain loop does, and the losses are compared. The other rows train on another loss:
-``default`` on what the recipe of that name says, ``task`` on its task loss alone, without a teacher; ``+bf16`` is
-``--training.mixed_precision bf16``, the teacher's pass included.
+``default`` on what the recipe of that name says, ``output`` with the teacher's output as the target; ``+bf16`` is
+``--training.mixed_precision bf16``, the teacher's pass included. ``+processes`` is ``default`` again on the same
+threads, as one process for each (torchrun), after the others: its ratio is to the plain loop of row ``default``.
 
 Where the time of our step goes is taken in the same run, by wrapping the callables; ``rest`` is the arithmetic of the
-losses, the check for NaN, logging. In ``--json``, ``ratio`` is row ``default``'s, else the first row's.
+losses, the check for NaN, logging. In ``--json``, ``ratio`` is the best of the rows of ``default``, named in ``ratio_of``, else the first row's.
 """
 
 import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -37,17 +41,19 @@ from diffusers import DDPMScheduler, UNet2DModel
 from plain_loop import PlainLoop
 
 from ddpm_redistill import DistillConfig, LossConfig, RedDDPMPipeline, TrainingConfig, distill, plan_student
-from ddpm_redistill.config import LOSS_TERMS, resolve
+from ddpm_redistill.config import resolve
 from ddpm_redistill.sources.images import open_images
 from ddpm_redistill.sources.teacher import load_teacher
 from ddpm_redistill.training import distill as distill_module
 from ddpm_redistill.training import loop
 from ddpm_redistill.training.draws import Draws
+from ddpm_redistill.training.run_folder import settings_text
 
-ROWS = [name + precision for precision in ("", "+bf16") for name in ("redistill", "default", "task")]
+PROCESSES = "default+processes"
+ROWS = [name + precision for precision in ("", "+bf16") for name in ("redistill", "output", "default")] + [PROCESSES]
 PARTS = ("data", "teacher", "student forward", "backward", "optimizer", "EMA", "rest")
 LEARNING_RATE = 2e-4
-TASK_ALONE = LossConfig(**{**dict.fromkeys(LOSS_TERMS, 0.0), "task": 1.0})
+LOSSES = {"output": LossConfig(task=0.0, output=1.0)}
 
 
 def now() -> float:
@@ -64,6 +70,7 @@ def config_of(row: str, teacher: str, data: str, batch_size: int, steps: int, fo
         learning_rate=LEARNING_RATE,
         warmup_steps=0,
         schedule="constant",
+        max_grad_norm=1.0,  # the plain loop's
         ema_decay=0.9999,
         mixed_precision=precision or "no",  # type: ignore[arg-type]
         log_every=1,
@@ -75,7 +82,7 @@ def config_of(row: str, teacher: str, data: str, batch_size: int, steps: int, fo
         data=data,
         output_dir=str(folder),
         recipe="redistill" if name == "redistill" else "default",
-        loss=TASK_ALONE if name == "task" else LossConfig(),
+        loss=LOSSES.get(name, LossConfig()),
         training=training,
     )
 
@@ -176,6 +183,24 @@ def measure(config: DistillConfig, plain: PlainLoop) -> dict[str, Any]:
     }
 
 
+def measure_processes(config: DistillConfig, processes: int, plain: float) -> dict[str, Any]:
+    """Median seconds of a step of ``distill`` on ``processes`` processes of one thread, from its metrics."""
+    path = Path(config.output_dir).with_suffix(".yaml")
+    path.write_text(settings_text(config))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(
+        [*launch, "-m", "ddpm_redistill", "distill", "--config", str(path)],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    rows = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    elapsed = [row["step"] * config.training.batch_size / row["images_per_second"] for row in rows]
+    steps = [after - before for before, after in pairwise(elapsed)]
+    return {"plain": plain, "ours": statistics.median(steps), "parts": {}}
+
+
 def inputs_of(architecture: str, folder: Path) -> tuple[str, str]:
     """Teacher and data; neither time nor the comparison depends on what the weights or the pixels are."""
     if architecture == "digits":
@@ -196,30 +221,40 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object instead")
     arguments = parser.parse_args()
+    if PROCESSES in arguments.rows and "default" not in arguments.rows:
+        parser.error(f"{PROCESSES} is against the plain loop of row default: name that too")
     torch.set_num_threads(arguments.threads)
 
     results = {}
     with tempfile.TemporaryDirectory() as name:
         teacher, data = inputs_of(arguments.architecture, Path(name))
-        for row in arguments.rows:
+        for row in (row for row in arguments.rows if row != PROCESSES):
             config = config_of(row, teacher, data, arguments.batch_size, arguments.steps + 2, Path(name) / row)
             results[row] = measure(config, plain_loop(teacher, config))
+        if PROCESSES in arguments.rows:
+            config = config_of(
+                "default", teacher, data, arguments.batch_size, arguments.steps + 2, Path(name) / PROCESSES
+            )
+            results[PROCESSES] = measure_processes(config, arguments.threads, results["default"]["plain"])
     ratios = {row: result["plain"] / result["ours"] for row, result in results.items()}
     setting = {key: getattr(arguments, key) for key in ("architecture", "batch_size", "steps", "threads")}
     setting |= {"torch": torch.__version__, "device": "cuda" if torch.cuda.is_available() else "cpu"}
     exact = results.get("redistill", {}).get("loss_difference")
     if arguments.json:
-        ratio = ratios.get("default", ratios[arguments.rows[0]])
-        print(json.dumps({**setting, "ratio": ratio, "ratios": ratios, "loss_difference": exact, "rows": results}))
+        of = max(
+            (row for row in ratios if row.startswith("default")), key=ratios.__getitem__, default=arguments.rows[0]
+        )
+        figures = {"ratio": ratios[of], "ratio_of": of, "ratios": ratios, "loss_difference": exact, "rows": results}
+        print(json.dumps({**setting, **figures}))
         return
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
     print(
-        f"{'row':<16}{'plain, s':>10}{'ours, s':>10}{'images/s':>10}{'ratio':>8}  of our step, s: " + ", ".join(PARTS)
+        f"{'row':<20}{'plain, s':>10}{'ours, s':>10}{'images/s':>10}{'ratio':>8}  of our step, s: " + ", ".join(PARTS)
     )
     for row, result in results.items():
-        parts = "".join(f"{result['parts'][part]:>9.4f}" for part in PARTS)
+        parts = "".join(f"{seconds:>9.4f}" for seconds in result["parts"].values())
         speed = arguments.batch_size / result["ours"]
-        print(f"{row:<16}{result['plain']:>10.4f}{result['ours']:>10.4f}{speed:>10.2f}{ratios[row]:>7.2f}x{parts}")
+        print(f"{row:<20}{result['plain']:>10.4f}{result['ours']:>10.4f}{speed:>10.2f}{ratios[row]:>7.2f}x{parts}")
     if exact is not None:
         print(f"redistill against the plain loop: largest relative difference of a step's loss {exact:.1e}")
 
