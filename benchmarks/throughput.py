@@ -9,10 +9,12 @@ its steps one of the plain loop, so that a slow moment of the machine falls on b
 ``redistill`` computes what the plain loop does, and the losses are compared. The other rows train on another loss:
 ``default`` on what the recipe of that name says, ``output`` with the teacher's output as the target; ``+bf16`` is
 ``--training.mixed_precision bf16``, the teacher's pass included. ``+processes`` is ``default`` again on the same
-threads, as one process for each (torchrun), after the others: its ratio is to the plain loop of row ``default``.
+threads, as one process for each (torchrun), after the others: its ratio is to the plain loop of row ``default``,
+in float32.
 
 Where the time of our step goes is taken in the same run, by wrapping the callables; ``rest`` is the arithmetic of the
-losses, the check for NaN, logging. In ``--json``, ``ratio`` is the best of the rows of ``default``, named in ``ratio_of``, else the first row's.
+losses, the check for NaN, logging. In ``--json``, ``ratio`` is the best of the rows of ``default``, named in
+``ratio_of``, else the first row's.
 """
 
 import argparse
@@ -49,8 +51,9 @@ from ddpm_redistill.training import loop
 from ddpm_redistill.training.draws import Draws
 from ddpm_redistill.training.run_folder import settings_text
 
-PROCESSES = "default+processes"
-ROWS = [name + precision for precision in ("", "+bf16") for name in ("redistill", "output", "default")] + [PROCESSES]
+PROCESSES = ("default+processes", "default+bf16+processes")
+ROWS = [name + precision for precision in ("", "+bf16") for name in ("redistill", "output", "default")]
+ROWS += PROCESSES
 PARTS = ("data", "teacher", "student forward", "backward", "optimizer", "EMA", "rest")
 LEARNING_RATE = 2e-4
 LOSSES = {"output": LossConfig(task=0.0, output=1.0)}
@@ -221,21 +224,20 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object instead")
     arguments = parser.parse_args()
-    if PROCESSES in arguments.rows and "default" not in arguments.rows:
-        parser.error(f"{PROCESSES} is against the plain loop of row default: name that too")
+    if set(PROCESSES) & set(arguments.rows) and "default" not in arguments.rows:
+        parser.error("the rows of several processes are against the plain loop of row default: name that too")
     torch.set_num_threads(arguments.threads)
 
     results = {}
     with tempfile.TemporaryDirectory() as name:
         teacher, data = inputs_of(arguments.architecture, Path(name))
-        for row in (row for row in arguments.rows if row != PROCESSES):
+        for row in (row for row in arguments.rows if row not in PROCESSES):
             config = config_of(row, teacher, data, arguments.batch_size, arguments.steps + 2, Path(name) / row)
             results[row] = measure(config, plain_loop(teacher, config))
-        if PROCESSES in arguments.rows:
-            config = config_of(
-                "default", teacher, data, arguments.batch_size, arguments.steps + 2, Path(name) / PROCESSES
-            )
-            results[PROCESSES] = measure_processes(config, arguments.threads, results["default"]["plain"])
+        for row in (row for row in arguments.rows if row in PROCESSES):
+            alone = row.removesuffix("+processes")
+            config = config_of(alone, teacher, data, arguments.batch_size, arguments.steps + 2, Path(name) / row)
+            results[row] = measure_processes(config, arguments.threads, results["default"]["plain"])
     ratios = {row: result["plain"] / result["ours"] for row, result in results.items()}
     setting = {key: getattr(arguments, key) for key in ("architecture", "batch_size", "steps", "threads")}
     setting |= {"torch": torch.__version__, "device": "cuda" if torch.cuda.is_available() else "cpu"}
