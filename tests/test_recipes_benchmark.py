@@ -169,7 +169,7 @@ def test_a_folder_of_other_settings_is_refused(inputs, tmp_path, arms, trained, 
     order = ["--arms", "default@2", "small@2", "--seeds", "0"]
     assert call(inputs, tmp_path, *order) == 0
     assert call(inputs, tmp_path, *order, "--learning_rate=3e-3") == 2
-    assert "default-2-0: training.learning_rate was 0.002 and is now 0.003" in capsys.readouterr().err
+    assert "default-2-0: training.learning_rate was 0.004 and is now 0.003" in capsys.readouterr().err
     # an option that this program has, and the one that made the run did not, is no difference
     path = tmp_path / "out" / "default-2-0" / "config.yaml"
     config = yaml.safe_load(path.read_text())

@@ -157,9 +157,9 @@ def test_teach_resumes_bit_for_bit_with_dropout(inputs, tmp_path, monkeypatch):
 
 def test_two_processes_give_the_losses_of_one(inputs, tmp_path):
     student, training = {"red_placement": "none"}, {**TRAIN, "steps": 6}
-    distill(distill_config(inputs, tmp_path / "one", student=student, steps=6))
+    distill(distill_config(inputs, tmp_path / "one", student=student, loss={"output": 1.0}, steps=6))
     settings = {**inputs, "output_dir": str(tmp_path / "two"), "horizontal_flip": True}
-    argv = arguments({**settings, "student": student, "training": training})
+    argv = arguments({**settings, "student": student, "loss": {"output": 1.0}, "training": training})
     command = [
         tool("torchrun"),
         "--nproc_per_node",
