@@ -209,6 +209,23 @@ def test_a_resume_names_the_setting_that_changed(tmp_path):
         run.check(changed, resume=True)
 
 
+def test_a_run_of_a_version_with_fewer_settings_may_be_resumed(tmp_path):
+    run = RunFolder(tmp_path)
+    run.start(DistillConfig())
+    saved = yaml.safe_load(run.config.read_text())
+    del saved["loss"]["similarity"], saved["student"]["widen"]
+    run.config.write_text(yaml.safe_dump(saved))
+    run.check(DistillConfig(), resume=True)
+    with pytest.raises(UserError, match="seed was 0 and is now 1"):
+        run.check(DistillConfig(seed=1), resume=True)
+
+
+def test_an_argument_of_the_network_is_not_added_on_a_resume(tmp_path):
+    RunFolder(tmp_path).start(TeachConfig(unet={"dropout": 0.1}))
+    with pytest.raises(UserError, match=r"unet\.act_fn was None and is now relu"):
+        RunFolder(tmp_path).check(TeachConfig(unet={"dropout": 0.1, "act_fn": "relu"}), resume=True)
+
+
 def test_a_moved_run_may_be_resumed(tmp_path):
     RunFolder(tmp_path).start(DistillConfig(output_dir="elsewhere"))
     RunFolder(tmp_path).check(DistillConfig(output_dir=str(tmp_path)), resume=True)

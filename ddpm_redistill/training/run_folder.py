@@ -40,7 +40,9 @@ class RunFolder:
         if not resume:
             raise UserError(f"{self.path} already holds a run: pass --resume to go on, or give another output_dir")
         before, now = flatten(yaml.safe_load(self.config.read_text()) or {}), flatten(asdict(config))
-        for key in sorted(before.keys() | now.keys()):
+        # A setting that the run's version had not is no difference; arguments of diffusers' classes are all or nothing.
+        theirs = {key for key in now if key.startswith(("unet.", "scheduler."))}
+        for key in sorted(before.keys() | theirs):
             if key != "output_dir" and before.get(key) != now.get(key):
                 raise UserError(
                     f"cannot resume {self.path}: {key} was {before.get(key)} and is now {now.get(key)};"
