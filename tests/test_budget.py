@@ -239,6 +239,9 @@ MISTAKES = {
     "reduction": (["--budget", "1MiB", "--reduction", "3"], "reduction 3 is not supported"),
     "the teacher without a budget": (["--reduction", "1"], "reduction 1 is not supported"),
     "counts": (["--budget", "1MiB", "--budget_counts", "all"], "budget_counts"),
+    "widths and a budget": (["--widen", "[1,1,1,2]", "--budget", "1MiB"], "--widen and --budget do not go together"),
+    "too few widths": (["--widen", "[1,2]"], "student.widen is [1, 2]: give 4 whole numbers"),
+    "a width that is no number": (["--widen", "[1,1,1,a]"], "widen"),
 }
 
 
