@@ -217,7 +217,7 @@ def run_demo(arguments: Namespace) -> None:
     quiet_libraries()
     settings = yaml.safe_load(DEMO_CONFIG.read_text())
     groups = {"student": StudentConfig, "loss": LossConfig, "training": TrainingConfig}
-    settings |= {name: kind(**settings[name]) for name, kind in groups.items()}
+    settings |= {name: kind(**settings.get(name, {})) for name, kind in groups.items()}
     config = DistillConfig(**settings, output_dir=arguments.output_dir, seed=arguments.seed)
     student = distill(config)
     report = evaluate(

@@ -21,6 +21,7 @@ from training_helpers import (
 )
 
 from ddpm_redistill.cli import main
+from ddpm_redistill.config import resolve
 from ddpm_redistill.files import read_metrics
 
 MIB = 2**20
@@ -222,3 +223,26 @@ def test_a_reader_that_leaves_is_no_mistake(teacher_folder):
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_the_demo_distils_and_evaluates(tmp_path, monkeypatch, capsys):
+    """Its config is read and both steps get what belongs together; the work itself takes minutes."""
+    seen = {}
+
+    def distill(config):
+        seen["config"] = resolve(config)
+        return tmp_path / "run" / "student"
+
+    def evaluate(model, **arguments):
+        seen["evaluated"] = {"model": model, **arguments}
+        return {}
+
+    monkeypatch.setattr("ddpm_redistill.training.distill.distill", distill)
+    monkeypatch.setattr("ddpm_redistill.evaluation.evaluate.evaluate", evaluate)
+    monkeypatch.setattr("ddpm_redistill.verbs.summary", lambda report: "figures")
+    main(["demo", "--output_dir", str(tmp_path / "run"), "--seed", "3"])
+    config, evaluated = seen["config"], seen["evaluated"]
+    assert (config.recipe, config.teacher, config.seed) == ("default", "builtin:digits", 3)
+    assert (evaluated["model"], evaluated["seed"]) == (str(tmp_path / "run" / "student"), 3)
+    assert (evaluated["teacher"], evaluated["output_dir"]) == (config.teacher, config.output_dir)
+    assert capsys.readouterr().out.splitlines() == ["figures", f"open {tmp_path / 'run' / 'report.html'}"]
