@@ -3,6 +3,7 @@
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
+import torch
 import yaml
 from training_helpers import UNET
 
@@ -185,6 +186,42 @@ def test_configs_that_make_no_sense_are_refused(config, message):
 def test_teachers_that_cannot_be_are_refused(changes, message):
     with pytest.raises(UserError) as refused:
         build_teacher(TeachConfig(**{"unet": UNET, "image_size": 16, **changes}))
+    assert message in str(refused.value)
+
+
+# --- a teacher that goes on from another
+
+
+def like(teacher, **unet):
+    own = {key: value for key, value in dict(teacher.config).items() if not key.startswith("_")}
+    taken = ("sample_size", "in_channels", "out_channels")
+    return {**{key: value for key, value in own.items() if key not in taken}, **unet}
+
+
+def test_a_teacher_goes_on_from_another(tiny_teacher, teacher_folder):
+    config = TeachConfig(unet=like(tiny_teacher), image_size=32, start=str(teacher_folder))  # at any size
+    started, _ = build_teacher(config)
+    assert started.config.sample_size == 32
+    assert all(torch.equal(value, tiny_teacher.state_dict()[name]) for name, value in started.state_dict().items())
+    assert all(parameter.requires_grad for parameter in started.parameters())
+    fresh, _ = build_teacher(TeachConfig(unet=like(tiny_teacher)))
+    assert not torch.equal(fresh.conv_in.weight, tiny_teacher.conv_in.weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unet": {"act_fn": "relu"}}, "has act_fn silu, and this config relu"),
+        ({"unet": {"block_out_channels": (8, 8, 8, 16)}}, "has block_out_channels [8, 8, 16, 16], and this config"),
+        ({"channels": 3}, "has in_channels 1, and this config 3"),
+        ({"scheduler": {"prediction_type": "v_prediction"}}, "has prediction_type epsilon, and this config v_pred"),
+        ({"start": "nowhere"}, "there is no folder nowhere"),
+    ],
+)
+def test_a_start_of_another_network_is_refused(tiny_teacher, teacher_folder, changes, message):
+    unet = like(tiny_teacher, **changes.get("unet", {}))
+    with pytest.raises(UserError) as refused:
+        build_teacher(TeachConfig(**{"image_size": 16, "start": str(teacher_folder), **changes, "unet": unet}))
     assert message in str(refused.value)
 
 

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, seeded_generator
 from ..provenance import environment
 from ..sources.images import open_images
-from ..sources.teacher import load_pipeline
+from ..sources.teacher import load_teacher
 from .draws import Draws
 from .loop import Batch, make_accelerator, train
 from .run_folder import RunFolder, settings_text, write_pipeline
@@ -97,9 +97,19 @@ def build_teacher(config: TeachConfig) -> tuple[UNet2DModel, DDPMScheduler]:
         need = f"as {strided} down-samplers need"
         raise UserError(f"image_size {config.image_size} does not divide by {2**strided}, {need}")
     if config.start:
-        try:
-            unet.load_state_dict(load_pipeline(config.start).unet.state_dict())
-        except RuntimeError as error:
-            what = str(error).splitlines()[1].strip()
-            raise UserError(f"start: {config.start} is not of the unet in this config: {what}") from error
+        _start_from(config.start, unet, scheduler)
     return unet, scheduler
+
+
+def _start_from(ref: str, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
+    """Load the weights of a pretrained DDPM. Raises UserError naming what differs, where equal shapes might hide it."""
+    teacher = load_teacher(ref)
+    for theirs, ours, keys in (
+        (teacher.unet.config, unet.config, unet.config.keys() - {"sample_size"}),
+        (teacher.scheduler.config, scheduler.config, {"prediction_type", "num_train_timesteps"}),
+    ):
+        for key in sorted(key for key in keys if not key.startswith("_")):
+            was, now = (list(value) if isinstance(value, tuple) else value for value in (theirs[key], ours[key]))
+            if was != now:
+                raise UserError(f"start: {ref} has {key} {was}, and this config {now}: say the same in the config")
+    unet.load_state_dict(teacher.unet.state_dict())
