@@ -58,6 +58,8 @@ class LossConfig:
         weighting: of task and output errors over timesteps, by signal-to-noise ratio; in terms of the error in x_0:
             none (SNR, plain epsilon), min_snr (min(SNR, gamma)) or snr_plus_one (min(SNR + 1, gamma) / gamma).
         gamma: where the weighting is cut off.
+        clip_sample: in task and output, count no error where the prediction of x_0 is past the range that the
+            teacher's scheduler clips it to, and the target at that end of it; without effect if it does not clip.
     """
 
     task: float | None = None
@@ -71,6 +73,7 @@ class LossConfig:
     similarity: float | None = None
     weighting: Literal["none", "min_snr", "snr_plus_one"] | None = None
     gamma: float | None = None
+    clip_sample: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +199,7 @@ PAPER_STUDENT = {
     "prediction_type": "epsilon",
 }
 NO_TERM = dict.fromkeys(LOSS_TERMS, 0.0)
-PAPER_LOSS = {**NO_TERM, "task": 1.0, "red": 50.0, "weighting": "none", "gamma": 5.0}
+PAPER_LOSS = {**NO_TERM, "task": 1.0, "red": 50.0, "weighting": "none", "gamma": 5.0, "clip_sample": False}
 
 # What each recipe says for the settings that a config leaves open; docs/recipe.md says why.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -209,7 +212,14 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "head_start": "zero",
             "prediction_type": "sample",
         },
-        "loss": {**NO_TERM, "task": 1.0, "red_distance": "mse", "weighting": "snr_plus_one", "gamma": 5.0},
+        "loss": {
+            **NO_TERM,
+            "task": 1.0,
+            "red_distance": "mse",
+            "weighting": "snr_plus_one",
+            "gamma": 2.0,
+            "clip_sample": True,
+        },
     },
     "redistill": {"student": PAPER_STUDENT, "loss": {**PAPER_LOSS, "red_distance": "mse"}},
     "redistill_cosine": {"student": PAPER_STUDENT, "loss": {**PAPER_LOSS, "red_distance": "cosine"}},

@@ -134,10 +134,16 @@ class RedDDPMPipeline(DDPMPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         sample = noise.to(device) * self.scheduler.init_noise_sigma
         options = {"generator": generators} | ({"eta": self.eta} if self.eta else {})  # only DDIM takes eta
+        # ddpm and ddim clip x_0 themselves; dpm++ does not, and a student may be trained to rely on it
+        config = self.scheduler.config
+        clips = config.prediction_type == "sample" and config.get("clip_sample")
+        limit = config.get("clip_sample_range", 1.0) if clips else None
         for timestep in self.scheduler.timesteps:
             # the network may be half precision; the sample is small, and its steps are taken in float32
             network_input = self.scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
             prediction = self.unet(network_input, timestep).sample.float()
+            if limit is not None:
+                prediction = prediction.clamp(-limit, limit)
             sample = self.scheduler.step(prediction, timestep, sample, **options).prev_sample
             bar.update(len(indices))
         return (sample / 2 + 0.5).clamp(0, 1)

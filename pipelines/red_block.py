@@ -49,9 +49,10 @@ class REDBlock(nn.Module):
                 nn.init.constant_(layer.bias, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = x * torch.sigmoid(self.gate_norm(self.gate_conv(x)))  # the gate is freed here
-        y += nn.functional.relu6(self.residual_norm(self.residual_conv(x)))  # in place: one map less at the peak
-        return y
+        # In place where gradients allow it: a map less at the peak, and a pass over memory less, for each.
+        gate = self.gate_norm(self.gate_conv(x)).sigmoid_()
+        residual = nn.functional.relu6(self.residual_norm(self.residual_conv(x)), inplace=True)
+        return torch.addcmul(residual, x, gate) if torch.is_grad_enabled() else residual.addcmul_(x, gate)
 
 
 def fold_batch_norms(network: nn.Module) -> None:

@@ -48,6 +48,9 @@ PAPER_STUDENT = {
 }
 
 
+PAPER_LOSS = {**NO_TERM, "task": 1.0, "red": 50.0, "weighting": "none", "gamma": 5.0, "clip_sample": False}
+
+
 def settled(config: DistillConfig) -> tuple[dict, dict]:
     found = resolve(config)
     return vars(found.student), vars(found.loss)
@@ -56,21 +59,22 @@ def settled(config: DistillConfig) -> tuple[dict, dict]:
 def test_redistill_is_the_papers():
     assert settled(DistillConfig(recipe="redistill")) == (
         PAPER_STUDENT,
-        {**NO_TERM, "task": 1.0, "red": 50.0, "red_distance": "mse", "weighting": "none", "gamma": 5.0},
+        {**PAPER_LOSS, "red_distance": "mse"},
     )
 
 
 def test_redistill_cosine_is_the_papers():
     assert settled(DistillConfig(recipe="redistill_cosine")) == (
         PAPER_STUDENT,
-        {**NO_TERM, "task": 1.0, "red": 50.0, "red_distance": "cosine", "weighting": "none", "gamma": 5.0},
+        {**PAPER_LOSS, "red_distance": "cosine"},
     )
 
 
 def test_default_recipe_starts_from_the_teacher_with_red_blocks():
     student, loss = settled(DistillConfig())
     assert (student["start"], student["red_placement"]) == ("teacher", "full")
-    assert loss == {**NO_TERM, "task": 1.0, "red_distance": "mse", "weighting": "snr_plus_one", "gamma": 5.0}
+    weighting = {"weighting": "snr_plus_one", "gamma": 2.0, "clip_sample": True}
+    assert loss == {**NO_TERM, "task": 1.0, "red_distance": "mse", **weighting}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -5,7 +5,14 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ddpm_redistill.core.losses import epsilon_of, output_loss, task_loss, timestep_weight
+from ddpm_redistill.core.losses import (
+    epsilon_of,
+    forgive_clipped,
+    output_loss,
+    sample_of,
+    task_loss,
+    timestep_weight,
+)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
@@ -67,3 +74,55 @@ def test_weights_are_finite_where_no_image_is_left() -> None:
 def test_unknown_weighting() -> None:
     with pytest.raises(ValueError, match="unknown weighting 'p2'"):
         timestep_weight(torch.tensor([0.5]), "p2", 5.0)
+
+
+def test_sample_of_inverts_epsilon_of() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean, noisy = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64, generator=generator)
+    abar = torch.tensor([0.999, 0.5, 1e-4], dtype=torch.float64)
+    torch.testing.assert_close(sample_of(epsilon_of(clean, noisy, abar, "sample"), noisy, abar), clean)
+
+
+@pytest.mark.parametrize(
+    ("target", "predicted", "counts"),
+    [
+        (-1.0, -1.5, False),
+        (1.0, 1.2, False),
+        (-1.0, 1.5, True),  # past the other end
+        (1.0, -1.5, True),
+        (-1.0, -0.9, True),  # within the range
+        (0.3, 1.5, True),  # the target is no end
+    ],
+)
+def test_what_the_clip_hides_is_no_error(target: float, predicted: float, counts: bool) -> None:
+    """Neither in the loss nor in the gradient; what counts does so as before."""
+    abar = torch.tensor([0.7, 0.01])
+    shape = (2, 1, 3, 3)
+    clean, noise = torch.full(shape, target), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    noisy = epsilon_noisy(clean, noise, abar)
+    x_0 = torch.full(shape, predicted, requires_grad=True)
+    epsilon = epsilon_of(x_0, noisy, abar, "sample")
+    loss = task_loss(forgive_clipped(epsilon, noise, clean, noisy, abar, 1.0), noise)
+    loss.backward()
+    assert x_0.grad is not None
+    plain = task_loss(epsilon, noise)
+    assert loss.item() == (plain.item() if counts else 0.0)
+    assert bool((x_0.grad != 0).all()) == counts
+
+
+def test_the_best_prediction_is_the_mean_with_the_clip_too() -> None:
+    """Of targets that lie at both ends and between: the loss is least at their mean, not past it."""
+    targets = torch.tensor([-1.0, -1.0, -1.0, 0.4, 1.0]).view(-1, 1, 1, 1)
+    noise, abar = torch.zeros_like(targets), torch.full((5,), 0.5)
+    noisy = epsilon_noisy(targets, noise, abar)
+
+    def loss(guess: float) -> float:
+        epsilon = epsilon_of(torch.full_like(targets, guess), noisy, abar, "sample")
+        return task_loss(forgive_clipped(epsilon, noise, targets, noisy, abar, 1.0), noise).item()
+
+    guesses = torch.linspace(-2, 2, 401).tolist()
+    assert min(guesses, key=loss) == pytest.approx(targets.mean().item(), abs=0.011)
+
+
+def epsilon_noisy(clean: torch.Tensor, noise: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:
+    return abar.sqrt().view(-1, 1, 1, 1) * clean + (1 - abar).sqrt().view(-1, 1, 1, 1) * noise

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from ddpm_redistill.training.checkpoint import list_checkpoints, load_checkpoint
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.objective import check_terms, distillation_objective, make_regressors
 
-OFF = {**dict.fromkeys(LOSS_TERMS, 0.0), "red_distance": "mse", "weighting": "none", "gamma": 5.0}
+OFF = {**dict.fromkeys(LOSS_TERMS, 0.0), "red_distance": "mse", "weighting": "none", "gamma": 5.0, "clip_sample": False}
 
 
 def loss_of(**weights: float) -> LossConfig:
@@ -90,6 +91,26 @@ def test_gradients_reach_the_student_and_never_the_teacher(networks) -> None:
 
 
 # --- what is compared
+
+
+def test_the_clip_of_the_teachers_scheduler_is_the_one_that_counts(networks) -> None:
+    """Black images and a network that puts out blacker than black: no error if the teacher's scheduler clips."""
+    teacher, plan, student = networks
+    batch = {**batch_of(), "images": torch.full((3, 1, SIZE, SIZE), -1.0)}
+
+    def parts_of(clip_sample: bool, clips: bool, value: float) -> dict[str, torch.Tensor]:
+        config = {**teacher.scheduler.config, "clip_sample": clips}
+        other = replace(teacher, scheduler=type(teacher.scheduler).from_config(config))
+        loss = LossConfig(**{**OFF, "task": 1.0, "output": 1.0, "clip_sample": clip_sample})
+        objective = distillation_objective(other, student, plan, loss, torch.device("cpu"))
+        return objective(lambda noisy, timesteps: SimpleNamespace(sample=torch.full_like(noisy, value)), batch)
+
+    assert plan.prediction_type == "sample"
+    assert parts_of(True, True, -3.0)["task"] == 0
+    assert parts_of(True, True, -0.9)["task"] > 0
+    for clip_sample, clips in ((True, False), (False, True), (False, False)):
+        assert parts_of(clip_sample, clips, -3.0)["task"] > 0
+    assert 0 < parts_of(True, True, -3.0)["output"] < parts_of(False, True, -3.0)["output"]
 
 
 def test_terms_are_means_over_the_red_blocks(networks) -> None:

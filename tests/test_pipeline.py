@@ -13,6 +13,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from ddpm_redistill import (
     RedDDPMPipeline,
@@ -70,6 +71,29 @@ def test_image_depends_on_seed_and_index_alone(
         torch.testing.assert_close(again, images[first : first + count], rtol=0, atol=1e-4)
     for other in (images[1], sample(pipeline, 1, seed=6)[0]):
         assert (other - images[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("clips", [True, False])
+def test_predicted_samples_are_clipped_by_every_sampler(tiny_teacher: UNet2DModel, scheduler: str, clips: bool) -> None:
+    """dpm++ has no clip of its own, and our loss teaches a student to rely on one."""
+    config = {"prediction_type": "sample", "clip_sample": clips}
+    images = []
+    for value in (-1.0, -5.0):
+        network = copy.deepcopy(tiny_teacher).eval()
+        nn.init.zeros_(network.conv_out.weight)
+        nn.init.constant_(network.conv_out.bias, value)
+        pipeline = RedDDPMPipeline(network, DDPMScheduler(**config))
+        pipeline.set_progress_bar_config(disable=True)
+        given: list[torch.Tensor] = []
+        pipeline.set_scheduler(scheduler)
+        step = pipeline.scheduler.step
+        pipeline.scheduler.step = lambda *args, step=step, given=given, **options: (
+            given.append((result := step(*args, **options)).prev_sample) or result
+        )
+        sample(pipeline, 1)
+        images.append(given[-2])  # before the last step, which all samplers end within the range
+    assert torch.equal(*images) == clips
 
 
 def test_schedulers_differ_and_keep_the_noise_schedule(pipeline: RedDDPMPipeline) -> None:

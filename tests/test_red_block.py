@@ -62,6 +62,19 @@ def test_block_is_its_equation(kind: str, training: bool, channels: int) -> None
     np.testing.assert_allclose(block(x).detach().numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["batch", "group"])
+def test_block_has_the_gradients_of_its_equation(kind: str) -> None:
+    """What it does in place takes no gradient away."""
+    torch.manual_seed(0)
+    block = REDBlock(4, norm=kind).double()
+    x = torch.randn(2, 4, SIZE, SIZE, dtype=torch.float64, requires_grad=True)
+    inputs = (x, *block.parameters())
+    gate = torch.sigmoid(block.gate_norm(block.gate_conv(x)))
+    residual = torch.clamp(block.residual_norm(block.residual_conv(x)), 0, 6)
+    found = torch.autograd.grad(block(x).square().sum(), inputs)
+    torch.testing.assert_close(found, torch.autograd.grad((x * gate + residual).square().sum(), inputs))
+
+
 def test_block_leaves_its_input_alone() -> None:
     x = torch.randn(2, 8, 4, 4)
     before = x.clone()

@@ -26,6 +26,35 @@ def epsilon_of(prediction: torch.Tensor, noisy: torch.Tensor, abar: torch.Tensor
     raise ValueError(f"unknown prediction type {prediction_type!r}: expected epsilon, v_prediction or sample")
 
 
+def sample_of(epsilon: torch.Tensor, noisy: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:
+    """The x_0 that a noise stands for: the inverse of ``epsilon_of`` for "sample"; not finite where abar is 0."""
+    abar = abar.to(noisy.dtype).view(-1, 1, 1, 1)
+    return (noisy - (1 - abar).sqrt() * epsilon) / abar.sqrt()
+
+
+def forgive_clipped(
+    epsilon: torch.Tensor,
+    target: torch.Tensor,
+    target_sample: torch.Tensor,
+    noisy: torch.Tensor,
+    abar: torch.Tensor,
+    limit: float,
+) -> torch.Tensor:
+    """``epsilon``, with ``target`` in its place where a sampler that clips x_0 to [-limit, limit] sees no difference.
+
+    That is where the target's x_0 is at a limit and the prediction's past the same one: after the clip both are the
+    limit. The network need not learn to stop there, as at a black background. Its best prediction is the same as
+    without: the mean of x_0 given x_t, which lies inside the range.
+
+    Args:
+        target_sample: the target's x_0, within the range. All but abar (B,): (B, C, H, W).
+    """
+    sample = sample_of(epsilon.detach(), noisy, abar)
+    above = (target_sample >= limit) & (sample > limit)
+    below = (target_sample <= -limit) & (sample < -limit)
+    return torch.where(above | below, target, epsilon)
+
+
 def timestep_weight(abar: torch.Tensor, weighting: str, gamma: float) -> torch.Tensor | None:
     """Weight (B,) of each sample's squared error in epsilon; None is 1 for all. SNR = abar / (1 - abar).
 

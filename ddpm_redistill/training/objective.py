@@ -1,5 +1,6 @@
 """The objective of a distillation: what is run on a batch, as far as its weights need it, and the loss parts."""
 
+import math
 from functools import partial
 
 import torch
@@ -17,7 +18,7 @@ from ..core.feature_losses import (
     red_distance,
     similarity,
 )
-from ..core.losses import epsilon_of, output_loss, task_loss, timestep_weight
+from ..core.losses import epsilon_of, forgive_clipped, output_loss, sample_of, task_loss, timestep_weight
 from ..core.taps import Tap, read_taps, reading
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
@@ -74,6 +75,8 @@ def distillation_objective(
     """
     teacher_type = teacher.scheduler.config.prediction_type
     alphas_cumprod = teacher.scheduler.alphas_cumprod.to(device)
+    clips = loss.clip_sample and teacher.scheduler.config.clip_sample
+    limit = float(teacher.scheduler.config.clip_sample_range) if clips else math.inf
     terms = feature_terms(loss)
     aligned = plan.blocks if terms else ()
     student_taps = [Tap(block.name, "output") for block in aligned]
@@ -91,8 +94,8 @@ def distillation_objective(
             return None, [maps[tap] for tap in teacher_taps]
 
     def objective(network: nn.Module, batch: Batch, regressors: nn.Module | None = None) -> dict[str, torch.Tensor]:
-        timesteps, noise = batch["timesteps"], batch["noise"]
-        noisy = teacher.scheduler.add_noise(batch["images"], noise, timesteps)
+        images, timesteps, noise = batch["images"], batch["timesteps"], batch["noise"]
+        noisy = teacher.scheduler.add_noise(images, noise, timesteps)
         abar = alphas_cumprod[timesteps]
         # The teacher first: its working memory is free again before the student's activations are kept.
         teacher_prediction, teacher_maps = run_teacher(noisy, timesteps)
@@ -101,10 +104,16 @@ def distillation_objective(
             student_maps = [maps[tap] for tap in student_taps]
         epsilon = epsilon_of(prediction, noisy, abar, plan.prediction_type)
         weight = timestep_weight(abar, str(loss.weighting), float(loss.gamma or 0))
-        parts = {"task": task_loss(epsilon, noise, weight)}
+        forgiven = forgive_clipped(epsilon, noise, images, noisy, abar, limit) if clips else epsilon
+        parts = {"task": task_loss(forgiven, noise, weight)}
         if teacher_prediction is not None:
-            teacher_epsilon = epsilon_of(teacher_prediction, noisy, abar, teacher_type)
-            parts["output"] = output_loss(epsilon, teacher_epsilon, weight)
+            target = epsilon_of(teacher_prediction, noisy, abar, teacher_type)
+            forgiven = epsilon
+            if clips:
+                target_sample = sample_of(target, noisy, abar).clamp(-limit, limit)
+                target = epsilon_of(target_sample, noisy, abar, "sample")
+                forgiven = forgive_clipped(epsilon, target, target_sample, noisy, abar, limit)
+            parts["output"] = output_loss(forgiven, target, weight)
         pairs: list[Pair] = list(zip(student_maps, teacher_maps, strict=True))
         of_term = {"feature": [pair for pair in pairs if pair[0].shape[1] == pair[1].shape[1]]}
         if regressors is not None:
