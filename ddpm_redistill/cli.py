@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
@@ -28,6 +29,9 @@ TEACHER_HELP = "a diffusers folder, a hub id, or builtin:digits"
 DATA_HELP = "a folder of images, an .npz of uint8 NHWC images, torchvision:NAME, hub:NAME or builtin:digits"
 SCHEDULER_HELP = "ddpm, ddim or dpm++"
 
+SECONDS_FOR_THE_MAIN_PROCESS = 10.0
+"""For which another process keeps its own mistake to itself."""
+
 
 class OneLineParser(ArgumentParser):
     """A mistake in the arguments is one line on standard error, and exit code 2."""
@@ -37,7 +41,7 @@ class OneLineParser(ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one verb. Exits with 2 after a person's mistake, 130 after Ctrl-C."""
+    """Run one verb. Exits with 2 after a person's mistake, 130 after Ctrl-C, 143 after SIGTERM in a training."""
     parser, verbs = build_parser()
     try:
         arguments = parser.parse_args(argv)
@@ -47,9 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if verb is None:
         parser.print_help()
         return
-    quiet = os.environ.get("RANK", "0") != "0"
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    log.setLevel(logging.INFO if is_main_process() else logging.WARNING)
     try:
         verbs[verb](arguments[verb])
         sys.stdout.flush()
@@ -59,13 +62,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         fail(str(error))
     except KeyboardInterrupt:
-        print("ddpm-redistill: interrupted", file=sys.stderr)
+        if is_main_process():
+            print("ddpm-redistill: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
 def fail(message: str) -> NoReturn:
+    if not is_main_process():  # the main one has met the same mistake as a rule: torchrun then ends this one too
+        time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
     print("ddpm-redistill: error: " + " ".join(str(message).split()), file=sys.stderr)
     sys.exit(2)
+
+
+def is_main_process() -> bool:
+    """The first of the processes that torchrun has started, or the only one. Without torch, which takes seconds."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def build_parser() -> tuple[ArgumentParser, dict[str, Any]]:
@@ -285,7 +296,12 @@ def add_dtype(parser: ArgumentParser) -> None:
 
 
 def add_run_flags(parser: ArgumentParser) -> None:
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in output_dir")
+    parser.add_argument(
+        "--resume_anyway",
+        action="store_true",
+        help="--resume with other settings, as far as these are safe to change: docs/reliability.md lists them",
+    )
     parser.add_argument("--dry_run", action="store_true", help="check everything, show the resolved config, and stop")
 
 

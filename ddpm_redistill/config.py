@@ -134,6 +134,8 @@ class DistillConfig:
     Args:
         teacher: a diffusers folder, a hub id, or builtin:digits.
         data: a folder of images, an .npz of uint8 NHWC images, torchvision:NAME, hub:NAME or builtin:digits.
+        on_bad_image: of a folder of images, what is done about one that cannot be read, at the start or later: error
+            stops; skip puts the next good one in its place, up to one image in a hundred.
         output_dir: the run folder; it must not hold a run yet, unless the run is resumed.
         image_size: pixels a side; None takes the teacher's sample size.
         horizontal_flip: flip half of the images left to right.
@@ -146,6 +148,7 @@ class DistillConfig:
 
     teacher: str = "builtin:digits"
     data: str = "builtin:digits"
+    on_bad_image: Literal["error", "skip"] = "error"
     output_dir: str = "runs/distill"
     image_size: int | None = None
     horizontal_flip: bool = False
@@ -168,6 +171,8 @@ class TeachConfig:
         unet: arguments of diffusers' UNet2DModel; sample_size and channels come from image_size and channels.
         scheduler: arguments of diffusers' DDPMScheduler.
         data: a folder of images, an .npz of uint8 NHWC images, torchvision:NAME, hub:NAME or builtin:digits.
+        on_bad_image: of a folder of images, what is done about one that cannot be read, at the start or later: error
+            stops; skip puts the next good one in its place, up to one image in a hundred.
         output_dir: the run folder; it must not hold a run yet, unless the run is resumed.
         image_size: pixels a side.
         channels: of the images, 1 (grey) or 3 (RGB).
@@ -180,6 +185,7 @@ class TeachConfig:
     unet: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
     data: str = "builtin:digits"
+    on_bad_image: Literal["error", "skip"] = "error"
     output_dir: str = "runs/teacher"
     image_size: int = 32
     channels: Literal[1, 3] = 1

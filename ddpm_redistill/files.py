@@ -18,6 +18,15 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return rows
 
 
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk itself, so that a power cut does not undo them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write a file at: flushed and renamed to ``path`` at the end, deleted after an error.
@@ -27,8 +36,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
+        flush(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

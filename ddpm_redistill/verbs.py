@@ -135,7 +135,7 @@ def run_teach(arguments: Namespace) -> None:
 
     quiet_libraries()
     config = TeachConfig(**as_settings(arguments, TeachConfig))
-    teach(config, resume=arguments.resume, dry_run=arguments.dry_run)
+    teach(config, **run_flags(arguments))
 
 
 def run_distill(arguments: Namespace) -> None:
@@ -143,7 +143,11 @@ def run_distill(arguments: Namespace) -> None:
 
     quiet_libraries()
     config = DistillConfig(**as_settings(arguments, DistillConfig))
-    distill(config, resume=arguments.resume, dry_run=arguments.dry_run)
+    distill(config, **run_flags(arguments))
+
+
+def run_flags(arguments: Namespace) -> dict[str, bool]:
+    return {key: arguments[key] for key in ("resume", "resume_anyway", "dry_run")}
 
 
 def run_sample(arguments: Namespace) -> None:

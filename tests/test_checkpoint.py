@@ -1,5 +1,6 @@
 """Checkpoints: complete or absent, the newest kept, and all that Adam knows in them."""
 
+import errno
 import json
 import shutil
 
@@ -11,13 +12,15 @@ from torch import nn
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.training.checkpoint import (
     FILES,
+    MANIFEST,
     Checkpoint,
-    adam_state,
+    damage,
     list_checkpoints,
     load_checkpoint,
-    restore_adam_state,
+    newest_intact,
     save_checkpoint,
 )
+from ddpm_redistill.training.states import adam_state, restore_adam_state
 
 
 def checkpoint(step: int, value: float = 0.0) -> Checkpoint:
@@ -97,18 +100,6 @@ def test_a_step_that_is_saved_again_is_replaced(tmp_path):
     assert names(tmp_path) == ["step-000001"]
 
 
-def test_a_failed_write_leaves_no_checkpoint(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path, checkpoint(1), keep=1)
-
-    def full_disk(*args):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("ddpm_redistill.training.checkpoint._flush", full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        save_checkpoint(tmp_path, checkpoint(2), keep=1)
-    assert names(tmp_path) == ["step-000001"]
-
-
 @pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_never_written(tmp_path, part, bad):
@@ -124,14 +115,95 @@ def test_no_folder_no_checkpoints(tmp_path):
     assert list_checkpoints(tmp_path / "none") == []
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: data[:4], lambda data: b""])
+# --- damage
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+DAMAGE = {
+    "half of it": (lambda data: data[: len(data) // 2], "bytes, not"),
+    "four bytes": (lambda data: data[:4], "has 4 bytes, not"),
+    "nothing": (lambda data: b"", "has 0 bytes, not"),
+    "longer": (lambda data: data + b" ", "bytes, not"),
+    "first byte": (lambda data: flipped(data, 0), "its sha256 differs"),
+    "last byte": (lambda data: flipped(data, len(data) - 1), "its sha256 differs"),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", FILES[:-1])
+def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, caplog, name, how):
+    spoil, wrong = DAMAGE[how]
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, checkpoint(step), keep=0)
+    assert newest_intact(tmp_path) == tmp_path / "step-000003"
+    path = tmp_path / "step-000003" / name
+    path.write_bytes(spoil(path.read_bytes()))
+    assert newest_intact(tmp_path) == tmp_path / "step-000002"
+    (line,) = caplog.messages
+    assert f"step-000003 is damaged and passed over: {name} " in line
+    assert wrong in line
+
+
 @pytest.mark.parametrize("name", FILES)
-def test_a_truncated_file_is_a_users_error_with_the_checkpoint_in_it(tmp_path, name, damage):
-    path = save_checkpoint(tmp_path, checkpoint(7), keep=0)
-    (path / name).write_bytes(damage((path / name).read_bytes()))
-    with pytest.raises(UserError, match="step-000007 cannot be read") as refused:
-        load_checkpoint(path)
-    assert "delete it" in str(refused.value)
+def test_a_missing_file_is_named_and_the_checkpoint_before_is_used(tmp_path, caplog, name):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, checkpoint(step), keep=0)
+    (tmp_path / "step-000002" / name).unlink()
+    assert newest_intact(tmp_path) == tmp_path / "step-000001"
+    assert [line.split("passed over: ")[1] for line in caplog.messages] == [f"{name} is missing"]
+
+
+def test_no_byte_of_the_manifest_can_be_wrong_unseen(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint(1), keep=0)
+    whole = (path / MANIFEST).read_bytes()
+    meaning = json.loads(whole)
+    for at in range(len(whole)):
+        (path / MANIFEST).write_bytes(flipped(whole, at))
+        try:
+            same = json.loads((path / MANIFEST).read_bytes()) == meaning  # white space
+        except ValueError:
+            same = False
+        assert (damage(path) is None) == same, at
+
+
+def test_with_none_intact_there_is_nothing_to_go_on_from(tmp_path, caplog):
+    for step in (1, 2):
+        (save_checkpoint(tmp_path, checkpoint(step), keep=0) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is intact, of 2 that are there: delete"):
+        newest_intact(tmp_path)
+    assert [line.split()[1][-11:] for line in caplog.messages] == ["step-000002", "step-000001"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_newest_intact_one_outlives_damaged_ones_of_later_steps(tmp_path, keep):
+    for step in (2, 4, 8):
+        save_checkpoint(tmp_path, checkpoint(step), keep=0)
+    (tmp_path / "step-000008" / "ema.safetensors").write_bytes(b"")
+    save_checkpoint(tmp_path, checkpoint(6), keep=keep)  # resumed from 4
+    assert names(tmp_path) == ["step-000004", "step-000006"][-keep:]
+    assert newest_intact(tmp_path) == tmp_path / "step-000006"
+
+
+# --- a disk that refuses
+
+
+def test_a_failed_write_leaves_no_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, checkpoint(1), keep=1)
+
+    def full_disk(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere")
+
+    monkeypatch.setattr("ddpm_redistill.training.checkpoint.flush", full_disk)
+    numbers = r"\(0\.0 MiB are needed, [\d.]+ MiB are free\)"
+    with pytest.raises(
+        UserError, match=rf"step-000002 could not .*: No space left on device {numbers}; last good .*1:"
+    ):
+        save_checkpoint(tmp_path, checkpoint(2), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    assert damage(tmp_path / "step-000001") is None
 
 
 # --- Adam

@@ -1,6 +1,8 @@
 """A sample's image, noise, timestep and flip are functions of the seed and its place in the run, of nothing else."""
 
+import os
 import random
+import signal
 from collections import Counter
 
 import numpy as np
@@ -42,13 +44,13 @@ def share(draws: Draws, **changes: int) -> list[dict[str, torch.Tensor]]:
 
 
 def run(draws: Draws, processes: int = 1, accumulation: int = 1, **changes: int) -> dict[str, torch.Tensor]:
-    """All samples of a run, (steps, batch, ...), the ranks' and micro-batches' shares in the order of positions."""
+    """All samples of a run, (steps, batch, ...), the micro-batches' and ranks' shares in the order of positions."""
     shares = [share(draws, rank=r, processes=processes, accumulation=accumulation, **changes) for r in range(processes)]
     steps = len(shares[0]) // accumulation
     assert all(len(one) == steps * accumulation for one in shares)
     rows = []
     for step in range(steps):
-        parts = [one[step * accumulation + micro] for one in shares for micro in range(accumulation)]
+        parts = [one[step * accumulation + micro] for micro in range(accumulation) for one in shares]
         rows.append({key: torch.cat([part[key] for part in parts]) for key in parts[0]})
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
@@ -78,6 +80,14 @@ def test_shapes_and_ranges():
 def test_ranks_and_micro_batches_share_one_run(processes, accumulation):
     draws = make_draws(batch=8)
     assert same(run(draws, processes, accumulation), run(draws))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_micro_batch_is_the_same_samples_on_any_number_of_processes(processes):
+    draws = make_draws(batch=8)
+    shares = [share(draws, rank=rank, processes=processes, accumulation=2) for rank in range(processes)]
+    for whole, *parts in zip(share(draws, accumulation=2), *shares, strict=True):
+        assert same({key: torch.cat([part[key] for part in parts]) for key in whole}, whole)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -166,3 +176,26 @@ def test_an_image_that_fails_later_is_one_line(workers):
     with pytest.raises(UserError) as failed:
         share(make_draws(images=Broken()), num_workers=workers)
     assert str(failed.value) == "image seven.png can no longer be read"
+
+
+class Signalling(Numbered):
+    """The process that reads an image gets a signal."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        os.kill(os.getpid(), self.number)
+        return super().__getitem__(i)
+
+
+def test_a_worker_that_dies_is_one_line():
+    with pytest.raises(UserError, match=r"loads the images died \(DataLoader worker .*fewer training.num_workers"):
+        share(make_draws(images=Signalling(signal.SIGKILL)), num_workers=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_leaves_it_to_its_run_when_to_end(number):
+    """A terminal sends Ctrl-C to all of its processes."""
+    assert same(run(make_draws(images=Signalling(number)), num_workers=1), run(make_draws()))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from image_helpers import message, noise, solid
+from PIL import Image
 
 from ddpm_redistill.errors import UserError
-from ddpm_redistill.sources import image_files
+from ddpm_redistill.sources import image_files, image_folders
 from ddpm_redistill.sources.images import ImageSource, open_images
 
 # --- folders
@@ -57,7 +58,7 @@ def test_description(tmp_path):
 @pytest.fixture(params=["kept", "on access"])
 def keeping(request, monkeypatch):
     if request.param == "on access":
-        monkeypatch.setattr(image_files, "KEEP_BYTES", 0)
+        monkeypatch.setattr(image_folders, "KEEP_BYTES", 0)
     return request.param
 
 
@@ -206,18 +207,32 @@ def huge_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-# 100 and 900 megapixels: Pillow only warns of the first; and a line that resizing would blow up
-@pytest.mark.parametrize("size", [(10_000, 10_000), (30_000, 30_000), (10_000_000, 1)])
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_decompression_bomb(tmp_path, size):
+# 67, 100 and 900 megapixels: Pillow lets the first pass, warns of the second; and a line that resizing would blow up
+@pytest.mark.parametrize("size", [(8193, 8192), (10_000, 10_000), (30_000, 30_000), (10_000_000, 1)])
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_decompression_bomb(tmp_path, size, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # another library's choice must not lift the limit
     (tmp_path / "bomb.png").write_bytes(huge_png(*size))
     text = message(tmp_path)
     assert "bomb.png" in text
-    assert "safety limit" in text
+    assert "safety limit of 67,108,864" in text
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    solid(1).save(tmp_path / "a.png")
+    make(tmp_path / "b.png")
+    assert "b.png: it is no regular file" in message(tmp_path)
+
+
+def test_a_file_too_large_is_not_read(tmp_path):
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(image_files.LARGEST_FILE + 1)
+    assert "more bytes than the safety limit" in message(tmp_path)
 
 
 def test_image_that_rots_later_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_files, "KEEP_BYTES", 0)
+    monkeypatch.setattr(image_folders, "KEEP_BYTES", 0)
     for name in ("a.png", "b.png"):
         solid(1).save(tmp_path / name)
     source = open_images(str(tmp_path), image_size=4, channels=1)
@@ -226,3 +241,93 @@ def test_image_that_rots_later_is_named(tmp_path, monkeypatch):
     for i, name in enumerate(["a.png", "b.png"]):
         with pytest.raises(UserError, match=f"{name} can no longer be read"):
             source[i]
+
+
+# --- folders with bad images that may be skipped
+
+
+def folder_of(tmp_path, count: int = 12) -> list:
+    """Images 0 ... count - 1, image i of the grey value i."""
+    for i in range(count):
+        solid(i).save(tmp_path / f"{i:03}.png")
+    return sorted(tmp_path.glob("*.png"))
+
+
+def opened(folder, on_bad_image: str = "skip") -> ImageSource:
+    return open_images(folder, image_size=4, channels=1, on_bad_image=on_bad_image)
+
+
+def served(source: ImageSource) -> list[int]:
+    return [int(image[0, 0, 0]) for image in source]
+
+
+def test_a_skipped_image_is_replaced_by_the_next(tmp_path, keeping, caplog):
+    paths = folder_of(tmp_path)
+    paths[5].write_bytes(b"rot")
+    source = opened(tmp_path)
+    assert served(source) == [0, 1, 2, 3, 4, 6, 6, 7, 8, 9, 10, 11]  # in its place: the others stay where they were
+    assert source.description.endswith("1 channel, 1 of them unreadable and skipped")
+    assert (
+        f"1 image of 12 cannot be read and skipped, the next one in place of each; at most 1 may be: {paths[5]}"
+        in (caplog.messages[0])
+    )
+    with pytest.raises(UserError, match=r"005.png"):
+        opened(tmp_path, "error")
+
+
+def test_the_last_image_is_replaced_by_the_first(tmp_path, keeping):
+    folder_of(tmp_path)[-1].unlink()
+    (tmp_path / "011.png").symlink_to(tmp_path / "gone.png")
+    assert served(opened(tmp_path))[-1] == 0
+
+
+def test_more_bad_images_than_may_be_skipped(tmp_path, keeping, monkeypatch):
+    paths = folder_of(tmp_path)
+    for i in (3, 4):
+        paths[i].write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"2 images of 12 cannot be read, more than the 1 that may be skipped, first .*003"
+    ):
+        opened(tmp_path)
+    monkeypatch.setattr(image_folders, "GOOD_TO_A_BAD", 6)
+    assert served(opened(tmp_path))[2:6] == [2, 5, 5, 5]  # side by side
+    for path in paths:
+        path.write_bytes(b"")
+    monkeypatch.setattr(image_folders, "GOOD_TO_A_BAD", 1)
+    with pytest.raises(UserError, match="12 images of 12 cannot be read, more than the 11"):
+        opened(tmp_path)
+
+
+def test_what_is_served_depends_on_the_files_alone(tmp_path, monkeypatch, caplog):
+    """A run that saw the file rot, one that opens it rotten, and one after it was restored serve the same."""
+    monkeypatch.setattr(image_folders, "KEEP_BYTES", 0)
+    paths = folder_of(tmp_path)
+    good = paths[5].read_bytes()
+    saw, whole = opened(tmp_path), opened(tmp_path).fingerprint
+    paths[5].write_bytes(b"rot")
+    late = opened(tmp_path)
+    assert served(saw) == served(saw) == served(late) == served(pickle.loads(pickle.dumps(late)))
+    assert served(late)[5] == 6
+    assert (
+        len([text for text in caplog.messages if "skipped, the next one takes its place; 1 of at most 1" in text]) == 2
+    )
+    assert late.fingerprint != whole == saw.fingerprint
+    paths[5].write_bytes(good)
+    assert served(saw) == served(late) == list(range(12))
+
+
+def test_too_many_that_rot_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_folders, "KEEP_BYTES", 0)
+    paths = folder_of(tmp_path)
+    source = opened(tmp_path)
+    paths[2].unlink()
+    assert int(source[2][0, 0, 0]) == 3
+    paths[7].write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"2 images in .* cannot be read, more than the 1 that may be skipped, last .*007"
+    ):
+        source[7]
+
+
+def test_the_bound_grows_with_the_folder():
+    assert [image_folders.most_bad(n) for n in (1, 100, 199, 200, 60_000)] == [1, 1, 1, 2, 600]

@@ -15,6 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from ddpm_redistill import RedDDPMPipeline, RedUNet2DModel, UserError, derive_student, plan_student
+from ddpm_redistill.sources import teacher as teacher_module
 from ddpm_redistill.sources.teacher import find_model, load_pipeline, load_teacher
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -210,8 +211,8 @@ def test_truncated_weights(folder: Path, kept: int) -> None:
         {"mid_block_type": None},  # left over
         {"in_channels": 3, "out_channels": 3},  # of another shape
         {"block_out_channels": [8, 8, 16, 32]},
-        {"layers_per_block": "two"},  # no network at all
-        {"down_block_types": ["NoBlock2D"] * 4},
+        {"down_block_types": ["NoBlock2D"] * 4},  # no network at all
+        {"block_out_channels": [8, 8, 16, 16 * 1024]},  # far more memory than the weights have
     ],
 )
 def test_weights_of_another_config(folder: Path, changes: dict[str, Any]) -> None:
@@ -229,7 +230,64 @@ def test_one_tensor_more_or_less(folder: Path) -> None:
     assert "1 tensors differ, first conv_in.bias" in reason(folder)
 
 
-@pytest.mark.parametrize("changes", [{"beta_schedule": "none of them"}, {"num_train_timesteps": "many"}])
-def test_scheduler_that_is_none(folder: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"layers_per_block": "two"}, "layers_per_block 'two', which must be a whole number"),
+        ({"layers_per_block": 10**9}, "from 1 to 100"),
+        ({"norm_num_groups": 0}, "norm_num_groups 0: whole numbers from 1"),
+        ({"sample_size": [16, "16"]}, "sample_size"),
+        ({"norm_eps": float("nan")}, "norm_eps nan, which must be a finite number"),
+        ({"block_out_channels": [8] * 40}, "40 entries"),
+        ({"quantization_config": {"quant_method": "torchao"}}, "a quantized network cannot be loaded"),
+        ({"_class_name": ["code", "UNet2DModel"]}, "not a UNet2DModel"),
+    ],
+)
+def test_values_that_no_network_has(folder: Path, changes: dict[str, Any], words: str) -> None:
+    edit(folder / "unet" / "config.json", **changes)
+    assert words in reason(folder, find_model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"beta_schedule": "none of them"}, "no DDPM noise schedule"),
+        ({"num_train_timesteps": "many"}, "must be a whole number"),
+        ({"num_train_timesteps": 10**12}, "from 1 to 1000000"),
+        ({"beta_start": -1.0}, "leave the range"),
+        ({"trained_betas": []}, "no DDPM noise schedule"),
+        ({"prediction_type": "flow"}, "prediction_type is flow"),
+        ({"variance_type": "learned"}, "variance is learned"),
+    ],
+)
+def test_scheduler_that_is_none(folder: Path, changes: dict[str, Any], words: str) -> None:
     edit(folder / "scheduler" / "scheduler_config.json", **changes)
-    assert "no DDPM noise schedule" in reason(folder)
+    assert words in reason(folder)
+
+
+def test_values_that_are_not_finite(folder: Path) -> None:
+    weights = folder / "unet" / WEIGHTS
+    state = load_file(weights)
+    state["conv_out.bias"][0] = torch.nan
+    save_file(state, weights)
+    assert "not finite, first in conv_out.bias" in reason(folder)
+
+
+def test_a_teacher_stays_as_it_was_loaded(folder: Path) -> None:
+    teacher = load_teacher(str(folder))
+    before = {name: value.clone() for name, value in teacher.unet.state_dict().items()}
+    (folder / "unet" / WEIGHTS).write_bytes(bytes((folder / "unet" / WEIGHTS).stat().st_size))  # in place
+    assert all(torch.equal(value, before[name]) for name, value in teacher.unet.state_dict().items())
+
+
+def test_weights_that_change_while_they_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true_load = teacher_module.load_pipeline
+
+    def load(ref: str) -> RedDDPMPipeline:
+        pipeline = true_load(ref)
+        weights = folder / "unet" / WEIGHTS
+        save_file({**load_file(weights), "conv_out.bias": torch.ones(1)}, weights)
+        return pipeline
+
+    monkeypatch.setattr(teacher_module, "load_pipeline", load)
+    assert "changed while they were read" in reason(folder)

@@ -43,6 +43,7 @@ def straight(inputs, tmp_path_factory):
 def test_run_folder(straight):
     assert sorted(path.name for path in straight.iterdir()) == sorted(
         [
+            ".lock",
             "config.yaml",
             "plan.json",
             "metrics.jsonl",

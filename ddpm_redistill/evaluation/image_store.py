@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,8 @@ from PIL import Image
 
 from ..errors import UserError
 from ..files import write_aside, written_aside
+from ..sources.image_files import check_file, one_line, open_header
+from ..sources.npz_files import check_member
 
 SETTINGS = "sampling.json"
 MAY_DIFFER = {"model", "num_images"}  # the model's weights are compared, not its name; more images may be asked for
@@ -125,8 +128,16 @@ class FolderStore(ImageStore):
     def read(self, batch: range) -> torch.Tensor:
         images = []
         for name in self.names(batch):
-            with Image.open(self.folder / name) as image:
-                images.append(np.atleast_3d(np.asarray(image)))
+            path = self.folder / name
+            try:
+                with open_header(check_file(path)) as image:
+                    images.append(np.atleast_3d(np.asarray(image)))
+            except Exception as error:  # broken files surface from Pillow as almost any type
+                raise UserError(
+                    f"{path} of this run cannot be read: {one_line(error)}; remove it, then --resume"
+                ) from error
+        if len({image.shape for image in images}) > 1:
+            raise UserError(f"the images in {self.folder} differ in shape: sample again to another --output")
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
     def finish(self, batches: list[range], settings: dict[str, Any]) -> None:
@@ -149,7 +160,7 @@ class NpzStore(ImageStore):
         self._write_part(batch, _channels_last(images))
 
     def read(self, batch: range) -> torch.Tensor:
-        return torch.from_numpy(np.load(self._part(batch))).permute(0, 3, 1, 2)
+        return torch.from_numpy(self._read_part(batch)).permute(0, 3, 1, 2)
 
     def settings(self) -> dict[str, Any] | None:
         if not self.output.is_file():
@@ -172,14 +183,14 @@ class NpzStore(ImageStore):
             self._take_apart(settings["batch_size"])
 
     def finish(self, batches: list[range], settings: dict[str, Any]) -> None:
-        shape = (batches[-1].stop, *np.load(self._part(batches[0])).shape[1:])
+        shape = (batches[-1].stop, *self._read_part(batches[0]).shape[1:])
         with written_aside(self.output) as aside, zipfile.ZipFile(aside, "w") as archive:
             # ZipInfo has a fixed date: the same images are the same bytes
             with archive.open(zipfile.ZipInfo("images.npy"), "w", force_zip64=True) as member:
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(cast(io.BytesIO, member), header)
                 for batch in batches:
-                    member.write(np.load(self._part(batch)).tobytes())
+                    member.write(self._read_part(batch).tobytes())
             archive.writestr(zipfile.ZipInfo(SETTINGS), _text(settings))
         shutil.rmtree(self.folder)
 
@@ -190,11 +201,34 @@ class NpzStore(ImageStore):
         with written_aside(self._part(batch)) as aside, aside.open("wb") as file:
             np.save(file, pixels)
 
+    def _read_part(self, batch: range) -> np.ndarray:
+        """uint8 (len(batch), H, W, C)."""
+        path = self._part(batch)
+        try:
+            pixels = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header alone takes no memory
+            if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != len(batch):
+                raise ValueError(f"it holds {pixels.dtype} {pixels.shape}")
+            return np.array(pixels)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{path} of this run cannot be read: {one_line(error)}; remove it, then --resume"
+            ) from error
+
     def _take_apart(self, batch_size: int) -> None:
-        """Write the batches of a finished .npz as parts again."""
-        with zipfile.ZipFile(self.output) as archive, archive.open("images.npy") as member:
+        """Write the batches of a finished .npz as parts again. Raises UserError when it is not what a run wrote."""
+        try:
+            with zipfile.ZipFile(self.output) as archive:
+                count, *shape = check_member(archive, "images.npy")
+                if len(shape) != 3:
+                    raise ValueError(f"it holds images of shape {shape}")
+                self._copy_parts(archive, count, shape, batch_size)
+        except (ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{self.output} is damaged: {one_line(error)}; give another --output") from error
+
+    def _copy_parts(self, archive: zipfile.ZipFile, count: int, shape: list[int], batch_size: int) -> None:
+        with archive.open("images.npy") as member:
             np.lib.format.read_magic(member)
-            (count, *shape), _, _ = np.lib.format.read_array_header_1_0(member)
+            np.lib.format.read_array_header_1_0(member)
             for first in range(0, count, batch_size):
                 batch = range(first, min(first + batch_size, count))
                 data = member.read(len(batch) * int(np.prod(shape)))

@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch.utils.data import Subset
 
 from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import seeded_generator
-from ..sources.image_files import FORMATS, find_images, one_line
+from ..sources.image_files import check_file, find_images, one_line, open_header
 from ..sources.image_source import ImageSource
 from ..sources.images import open_images, read_npz
 from .extractors import Extractor
@@ -148,7 +147,7 @@ def _say(name: str, size: tuple[int, int], channels: int) -> str:
 
 def _header(path: Path) -> tuple[tuple[int, int], int]:
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_header(check_file(path)) as image:
             size, mode, transparent = image.size, image.mode, image.has_transparency_data
     except Exception as error:  # broken files surface from Pillow as almost any type
         raise UserError(f"{path} cannot be read: {one_line(error)}; remove or replace it") from error

@@ -1,11 +1,9 @@
 """From image bytes, or a folder of image files, to uint8 tensors of one size."""
 
-import hashlib
 import io
 import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import stat
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +11,15 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
-from tqdm import tqdm
 
 from ..errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Pillow picks its decoder by content, not by name; the list keeps out those that start other programs (EPS).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-# A folder that fits in this many bytes once decoded is kept in memory.
-KEEP_BYTES = 64 * 2**20
+# What is larger is refused by its header: 64 million pixels are 192 MiB as RGB. No file of so many has more bytes.
+LARGEST_IMAGE = 2**26
+LARGEST_FILE = 8 * LARGEST_IMAGE
 
 # An image as uint8 (C, image_size, image_size), and its (width, height) as displayed before resizing.
 Decoded = tuple[torch.Tensor, tuple[int, int]]
@@ -65,24 +63,48 @@ def fit(image: Image.Image, image_size: int, channels: int) -> Decoded:
     return transforms.pil_to_tensor(transforms.center_crop(resized, [image_size, image_size])), image.size
 
 
+def open_header(file: io.BytesIO | Path) -> Image.Image:
+    """An image of FORMATS of which the header has been read and no pixel decoded.
+
+    Raises ValueError where the header announces more than LARGEST_IMAGE pixels; and as Pillow does.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower, and no warning
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError:
+            raise ValueError(TOO_LARGE) from None
+    if image.width * image.height > LARGEST_IMAGE:
+        raise ValueError(TOO_LARGE)
+    return image
+
+
+TOO_LARGE = f"its header announces more pixels than the safety limit of {LARGEST_IMAGE:,}"
+
+
 def decode(data: bytes, image_size: int, channels: int) -> Decoded:
     """`fit` of the bytes of an image file. Raises ValueError with the reason, whatever is wrong with them."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
-            width, height = image.size
+        with open_header(io.BytesIO(data)) as image:
             # The resized form counts as well: a line of 1 x 1,000,000 pixels grows with its shorter side.
-            pixels = max(width * height, image_size**2 * max(width, height) // min(width, height))
-            if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError
+            if image_size**2 * max(image.size) // min(image.size) > LARGEST_IMAGE:
+                raise ValueError(TOO_LARGE)
             return fit(image, image_size, channels)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(
-            f"its header announces more pixels than the safety limit of {Image.MAX_IMAGE_PIXELS:,}"
-        ) from None
     except UnidentifiedImageError:
         raise ValueError("not a PNG, JPEG, WebP or BMP image" if data else "the file is empty") from None
     except Exception as error:  # broken bytes surface from Pillow as almost any type
         raise ValueError(one_line(error)) from error
+
+
+def check_file(path: Path) -> Path:
+    """Raises ValueError for what is no file (a pipe would be waited for, a device never ends) or has more than
+    LARGEST_FILE bytes; OSError."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > LARGEST_FILE:
+        raise ValueError(f"it has more bytes than the safety limit of {LARGEST_FILE:,}")
+    return path
 
 
 def find_images(root: Path) -> tuple[str, ...]:
@@ -112,74 +134,3 @@ def find_images(root: Path) -> tuple[str, ...]:
             f"{others:,} other file{'' if others == 1 else 's'}; give a folder that holds images"
         )
     return tuple(sorted(names))
-
-
-@dataclass(frozen=True)
-class FolderReader:
-    """Decodes the i-th image of a folder on access."""
-
-    root: Path
-    names: tuple[str, ...]
-    image_size: int
-    channels: int
-
-    def __call__(self, i: int) -> torch.Tensor:
-        """uint8 (channels, image_size, image_size); UserError naming the file if it no longer decodes."""
-        path = self.root / self.names[i]
-        try:
-            return decode(path.read_bytes(), self.image_size, self.channels)[0]
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"image {path} can no longer be read ({one_line(error)}), as it could when its folder was "
-                "opened; restore it"
-            ) from error
-
-
-@dataclass(frozen=True)
-class FolderScan:
-    """What one pass over all files of a folder gives."""
-
-    sizes: set[tuple[int, int]]  # (width, height)
-    fingerprint: str
-    kept: torch.Tensor | None  # uint8 (N, C, H, W) if it fits in KEEP_BYTES
-
-
-def scan_folder(reader: FolderReader) -> FolderScan:
-    """Reads, hashes and decodes every image once, so that a corrupt one is found before any training.
-
-    Raises UserError naming the first image that cannot be read and counting the others.
-    """
-    n, size, channels = len(reader.names), reader.image_size, reader.channels
-    fits = n * channels * size * size <= KEEP_BYTES
-    kept = torch.empty(n, channels, size, size, dtype=torch.uint8) if fits else None
-
-    def visit(i: int) -> tuple[bytes, tuple[int, int], str]:
-        try:
-            data = (reader.root / reader.names[i]).read_bytes()
-            tensor, original = decode(data, size, channels)
-        except (OSError, ValueError) as error:
-            return b"", (0, 0), one_line(error)
-        if kept is not None:
-            kept[i] = tensor
-        return hashlib.sha256(data).digest(), original, ""
-
-    digest = hashlib.sha256(f"{channels}x{size}x{size}".encode())
-    sizes: set[tuple[int, int]] = set()
-    bad: list[str] = []
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        results: Iterable[tuple[bytes, tuple[int, int], str]] = pool.map(visit, range(n))
-        for name, (file_digest, original, reason) in zip(
-            reader.names, tqdm(results, total=n, desc="checking images", unit="image", delay=1), strict=True
-        ):
-            if reason:
-                bad.append(f"{reader.root / name}: {reason}")
-            digest.update(os.fsencode(name) + b"\0" + file_digest)
-            sizes.add(original)
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the rest of the folder
-    if bad:
-        count = "1 image" if len(bad) == 1 else f"{len(bad):,} images"
-        first = "" if len(bad) == 1 else "first "
-        raise UserError(f"{count} of {n:,} cannot be read, {first}{bad[0]}; remove or replace what is broken")
-    return FolderScan(sizes, digest.hexdigest(), kept)

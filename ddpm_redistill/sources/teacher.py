@@ -1,51 +1,22 @@
 """Networks that come in: a folder, a hub id or a built-in one -> checked, loaded from safetensors, and frozen."""
 
 import hashlib
-import json
-import re
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from safetensors import SafetensorError
+from safetensors import safe_open
 
 from ..errors import UserError
-from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from .image_files import one_line
+from .model_folder import NETWORKS, ModelFolder, check_weights_file, find_model
 
-BUILTIN = {"builtin:digits": Path(__file__).parent.parent / "builtin" / "digits_teacher"}
-NETWORKS: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "RedUNet2DModel": RedUNet2DModel}
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-VARIANTS = ("fp16", "bf16")
-"""diffusers' names for a second file of the same weights, ``diffusion_pytorch_model.fp16.safetensors``."""
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+__all__ = ["ModelFolder", "Teacher", "find_model", "load_pipeline", "load_teacher", "sha256_of"]
 
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """Where the parts of a model are, checked but not loaded; ``config`` and ``scheduler`` as their JSON has them."""
-
-    ref: str
-    unet: Path
-    config: dict[str, Any]
-    scheduler: dict[str, Any]
-
-    @property
-    def network_class(self) -> str:
-        return self.config["_class_name"]
-
-    @property
-    def variant(self) -> str | None:
-        """Which file of weights there is: None is the plain one, taken where both are and named where none is."""
-        if (self.unet / WEIGHTS).is_file():
-            return None
-        return next((name for name in VARIANTS if (self.unet / _variant_file(name)).is_file()), None)
-
-    @property
-    def weights(self) -> Path:
-        return self.unet / (_variant_file(self.variant) if self.variant else WEIGHTS)
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass(frozen=True)
@@ -56,27 +27,6 @@ class Teacher:
     scheduler: DDPMScheduler
     ref: str
     sha256: str
-
-
-def find_model(ref: str) -> ModelFolder:
-    """Look at a model without loading its weights: a pipeline folder, one with all files at its root (as
-    google/ddpm-cifar10-32 is laid out), or a bare ``UNet2DModel`` folder.
-
-    Raises:
-        UserError: there is no such model, or it is not a DDPM's UNet2DModel.
-    """
-    root = _locate(ref)
-    unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
-    if not (unet / "config.json").is_file():
-        raise UserError(f"{ref} is no diffusers model: there is no config.json or unet/config.json in it")
-    config = _read_json(unet / "config.json")
-    name = config.get("_class_name")
-    if name not in NETWORKS:
-        what = name or next(iter(config.get("architectures") or []), None) or "an unnamed model"
-        raise UserError(f"{ref} holds {what}, not a UNet2DModel: a pretrained DDPM is needed")
-    places = [root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json"]
-    found = next((place for place in places if place.is_file()), None)
-    return ModelFolder(ref, unet, config, _read_json(found) if found else {})
 
 
 def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
@@ -90,8 +40,8 @@ def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
         UserError: as ``find_model``, or the weights are missing, pickled, damaged, or not of this network.
     """
     model = find_model(ref)
-    if not model.weights.is_file():
-        _refuse_weights(model)
+    check_weights_file(model)
+    _check_size(model)
     network = NETWORKS[model.network_class]
     try:
         # output_loading_info: diffusers would only warn about keys that are missing or left over.
@@ -104,11 +54,14 @@ def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise UserError(f"the weights of {ref} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a config of any kind meets a file of any kind: the folder is the cause
+        raise UserError(f"the weights of {ref} cannot be loaded: {one_line(error)}") from error
     wrong = info["missing_keys"] + info["unexpected_keys"] + [str(key) for key in info["mismatched_keys"]]
     if wrong:
         raise UserError(f"the weights of {ref} are not of its config: {len(wrong)} tensors differ, first {wrong[0]}")
+    bad = next((name for name, value in unet.state_dict().items() if not value.isfinite().all()), None)
+    if bad is not None:
+        raise UserError(f"the weights of {ref} hold values that are not finite, first in {bad}: the model is damaged")
     return RedDDPMPipeline(unet.eval(), _scheduler(model), lean)
 
 
@@ -121,9 +74,12 @@ def load_teacher(ref: str) -> Teacher:
     model = find_model(ref)
     if model.network_class != "UNet2DModel":
         raise UserError(f"{ref} is a student already: give the teacher that it was made from")
+    sha256 = sha256_of(model.weights) if model.weights.is_file() else None  # which load_pipeline refuses
     pipeline = load_pipeline(ref)
+    if sha256_of(model.weights) != sha256:
+        raise UserError(f"the weights of {ref} changed while they were read: start again when they are at rest")
     pipeline.unet.requires_grad_(False)
-    return Teacher(pipeline.unet, pipeline.scheduler, ref, sha256_of(model.weights))
+    return Teacher(pipeline.unet, pipeline.scheduler, ref, sha256)
 
 
 def sha256_of(path: Path) -> str:
@@ -132,50 +88,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _variant_file(variant: str) -> str:
-    stem, suffix = WEIGHTS.rsplit(".", 1)
-    return f"{stem}.{variant}.{suffix}"
-
-
-def _locate(ref: str) -> Path:
-    if ref in BUILTIN:
-        return BUILTIN[ref]
-    if ref.startswith("builtin:"):
-        raise UserError(f"there is no {ref}: built in is {', '.join(BUILTIN)}")
-    path = Path(ref).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise UserError(f"{ref} is a file: give the diffusers folder that holds the model")
-    if not HUB_ID.fullmatch(ref):
-        raise UserError(f"there is no folder {ref}, and it is no hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-
+def _check_size(model: ModelFolder) -> None:
+    """Raises UserError when the weights cannot be read, or the config tells of a much larger network than they are:
+    memory for it would be asked for before the two are compared."""
     try:
-        return Path(snapshot_download(ref, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the hub's many ways to say no: offline, missing, gated
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"there is no folder {ref}, and the hub does not give it: {reason}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return content
-
-
-def _refuse_weights(model: ModelFolder) -> None:
-    pickled = [path.name for path in model.unet.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-    if pickled:
+        with safe_open(model.weights, "pt") as file:  # reads and checks the header
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        with torch.device("meta"):
+            network = NETWORKS[model.network_class].from_config(model.config)
+    except Exception as error:  # as in load_pipeline
+        raise UserError(f"the weights of {model.ref} cannot be loaded: {one_line(error)}") from error
+    there = sum(math.prod(shape) for shape in shapes)
+    needed = sum(value.numel() for value in network.state_dict().values())
+    if needed > 2 * there:
         raise UserError(
-            f"{model.ref} has only pickled weights ({pickled[0]}), which can run code and are not loaded: open it once"
-            " where you trust it, unet.save_pretrained(folder, safe_serialization=True), and give that folder"
+            f"the weights of {model.ref} are not of its config: it tells of {needed:,} values, they are {there:,}"
         )
-    raise UserError(f"{model.ref} has no weights: {WEIGHTS} is missing in {model.unet}")
 
 
 def _scheduler(model: ModelFolder) -> DDPMScheduler:
@@ -183,7 +111,19 @@ def _scheduler(model: ModelFolder) -> DDPMScheduler:
     if not model.scheduler:
         return DDPMScheduler()
     try:
-        return DDPMScheduler.from_config(model.scheduler)
-    except (TypeError, ValueError, RuntimeError) as error:  # diffusers' NotImplementedError is a RuntimeError
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"the scheduler of {model.ref} is no DDPM noise schedule: {reason}") from error
+        scheduler = DDPMScheduler.from_config(model.scheduler)
+        kept = scheduler.alphas_cumprod  # the share of the image that is left at each timestep
+        if not kept.isfinite().all() or kept.min() < 0 or kept.max() > 1:
+            raise ValueError("its betas leave the range from 0 to 1")
+        if scheduler.config.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"its prediction_type is {scheduler.config.prediction_type}")
+        if scheduler.config.variance_type.startswith("learned"):
+            raise ValueError("its variance is learned, which is not supported")
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        IndexError,
+    ) as error:  # diffusers' NotImplementedError is a RuntimeError
+        raise UserError(f"the scheduler of {model.ref} is no DDPM noise schedule: {one_line(error)}") from error
+    return scheduler

@@ -4,7 +4,7 @@ Sample order depends on (seed, epoch); noise, timestep and flip on (seed, step, 
 resumed run, and a run on any number of processes with the same global batch, see the same numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import lru_cache
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import seeded_generator
+from .shutdown import in_worker
 
 
 class Draws(Dataset[dict[str, torch.Tensor]]):
@@ -54,28 +55,40 @@ def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
 
 def micro_batches(
     draws: Draws, *, first_step: int, last_step: int, rank: int, processes: int, accumulation: int, num_workers: int
-) -> Iterator[dict[str, torch.Tensor]]:
+) -> Generator[dict[str, torch.Tensor]]:
     """This process's share of steps [first_step, last_step), ``accumulation`` batches a step, in order.
 
-    A process takes a contiguous share of the positions of each global batch, which ``processes * accumulation``
-    must divide (checked before the run starts).
+    A micro-batch is the same contiguous positions of the global batch whatever the number of processes, and a process
+    takes a contiguous share of each: what is computed over a micro-batch, as the statistics of a BatchNorm, does not
+    depend on their number. ``processes * accumulation`` must divide the batch (checked before the run starts).
+
+    Raises:
+        UserError: an image can no longer be read, or a worker process died.
     """
-    share = draws.batch_size // processes
-    size = share // accumulation
+    size = draws.batch_size // (processes * accumulation)
 
     def indices() -> Iterator[list[int]]:
         for step in range(first_step, last_step):
-            start = step * draws.batch_size + rank * share
             for micro in range(accumulation):
-                yield list(range(start + micro * size, start + (micro + 1) * size))
+                start = step * draws.batch_size + (micro * processes + rank) * size
+                yield list(range(start, start + size))
 
     loader = DataLoader(
         draws,
         batch_sampler=indices(),  # type: ignore[arg-type]  # lazily: a long run has very many
         num_workers=num_workers,
+        worker_init_fn=in_worker,
         generator=torch.Generator(),  # else making an iterator consumes the global random state
     )
+    problem = ""
     try:
         yield from loader
     except UserError as error:  # from a worker process it comes with that process's traceback
-        raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from None
+        problem = str(error).strip().splitlines()[-1].split("UserError: ")[-1]
+    except RuntimeError as error:  # torch has no class of its own for a worker that is gone
+        if "DataLoader worker" not in str(error):
+            raise
+        hint = "as a rule the memory ran out: go on with --resume, with fewer training.num_workers"
+        problem = f"a process that loads the images died ({' '.join(str(error).split())}); {hint}"
+    if problem:  # raised here, it does not hold on to the loader, whose workers end with it
+        raise UserError(problem)

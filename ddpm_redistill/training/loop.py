@@ -3,44 +3,37 @@
 import contextlib
 import logging
 import math
+import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from diffusers import UNet2DModel
 from torch import nn
-from torchvision.utils import save_image
 from tqdm import tqdm
 
 from ..config import TrainingConfig
 from ..core.ema import EMA
 from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, seeded_generator
-from .checkpoint import (
-    Checkpoint,
-    adam_state,
-    joined_state,
-    list_checkpoints,
-    load_checkpoint,
-    load_joined_state,
-    named_parameters,
-    restore_adam_state,
-    save_checkpoint,
-)
+from .batch_norm import share_batch_norms
+from .checkpoint import save_checkpoint
+from .disk import on_main
 from .draws import Draws, micro_batches
 from .finite import FiniteWatch
+from .resume import Trained
 from .run_folder import RunFolder
+from .samples import sample_grid
+from .shutdown import Shutdown, Stopped
+from .states import named_parameters
 
 log = logging.getLogger("ddpm_redistill")
 
 Batch = dict[str, torch.Tensor]
 Objective = Callable[..., dict[str, torch.Tensor]]
-
-SAMPLE_GRID_IMAGES = 16
-SAMPLE_GRID_STEPS = 25
 
 
 def make_accelerator(config: TrainingConfig, run: RunFolder) -> Accelerator:
@@ -91,20 +84,23 @@ def train(
             resumed with it, never averaged, dropped at the end.
 
     Raises:
-        UserError: the loss became NaN or infinite (``FiniteWatch``), or the checkpoint to resume from does not fit.
+        UserError: the loss became NaN or infinite (``FiniteWatch``), there is no checkpoint to resume from that is
+            intact and fits, or the disk refused what is to be written.
+        Stopped: SIGTERM or Ctrl-C; the step in hand is in a checkpoint.
     """
     # 1. optimizer, averages, state
     extra = [] if loss_modules is None else [loss_modules]
     for module in (network, *extra):
         module.to(accelerator.device).train()
+    if accelerator.num_processes > 1:
+        share_batch_norms(network)
     parameters = named_parameters(network, loss_modules)
     # Not with a scaler: Accelerate cannot tell that a fused optimizer skipped a step, and would average it in.
     fused = accelerator.scaler is None and accelerator.device.type in ("cpu", "cuda")
     optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate, fused=fused or None)
     ema = EMA(network, config.ema_decay)
-    first_step = 0
-    if resume:
-        first_step = _restore(network, loss_modules, ema, optimizer, run, accelerator)
+    trained = Trained(network, loss_modules, ema, optimizer, accelerator)
+    first_step = trained.restore(run) if resume else 0
     prepared, prepared_optimizer, *prepared_extra = accelerator.prepare(network, optimizer, *extra)
     accelerator.init_trackers("tensorboard")
     watch = FiniteWatch(accelerator.device)
@@ -128,7 +124,8 @@ def train(
     )
     started, seen = time.perf_counter(), 0
 
-    with bar:  # closed whatever happens, so that an error begins a line of its own
+    # Closed whatever happens: the bar, so that an error begins a line of its own; the batches, with their workers.
+    with Shutdown(accelerator) as shutdown, bar, contextlib.closing(batches):
         for step in range(first_step, config.steps):
             # 2. one optimizer step
             rate = learning_rate_at(step, config)
@@ -162,80 +159,33 @@ def train(
             # 3. what is written down
             seen += draws.batch_size
             bar.update(draws.batch_size)
-            last = done == config.steps
+            last, stop = done == config.steps, shutdown.requested()
             checkpoint_due = last or done % config.checkpoint_every == 0
-            if checkpoint_due or done % config.log_every == 0:
+            if checkpoint_due or stop or done % config.log_every == 0:
                 watch.check(accelerator, run.checkpoints)
+            if checkpoint_due or done % config.log_every == 0:
                 means = accelerator.reduce(torch.stack(list(logged.values())), "mean").tolist()
                 rate_now = seen / (time.perf_counter() - started)
                 row = dict(zip(logged, means, strict=True))
                 row |= {"grad_norm": float(norm), "learning_rate": rate, "images_per_second": rate_now}
                 row |= {"loss_scale": accelerator.scaler.get_scale()} if accelerator.scaler else {}
+                on_main(accelerator, partial(run.append_metrics, {"step": done, **row}))
                 accelerator.log(row, step=done)
+                bar.set_postfix(loss=f"{row['loss']:.4f}")
+            if config.sample_every and (last or done % config.sample_every == 0):
+                on_main(accelerator, partial(sample_grid, sampler, ema, run.samples / f"step-{done:06d}.png"))
+            if checkpoint_due or stop:
+                saved = on_main(accelerator, partial(_save, trained, done, config, run))
+            if stop:
+                bar.close()
                 if accelerator.is_main_process:
-                    run.append_metrics({"step": done, **row})
-                    bar.set_postfix(loss=f"{row['loss']:.4f}")
-            grid_due = config.sample_every and (last or done % config.sample_every == 0)
-            if accelerator.is_main_process:
-                if grid_due:
-                    sample_grid(sampler, ema, run.samples / f"step-{done:06d}.png")
-                if checkpoint_due:
-                    scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
-                    state = {"step": done, "ema_updates": ema.updates, "scaler": scaler}
-                    model = joined_state(network, loss_modules)
-                    checkpoint = Checkpoint(model, ema.shadow, adam_state(optimizer, list(parameters)), state)
-                    save_checkpoint(run.checkpoints, checkpoint, config.keep_checkpoints)
-            if grid_due or checkpoint_due:
-                accelerator.wait_for_everyone()
+                    name = signal.Signals(stop).name
+                    log.warning("stopped by %s after step %d, saved as %s: go on with --resume", name, done, saved)
+                accelerator.end_training()
+                raise Stopped(stop)
     ema.copy_to(network)
     network.eval()
 
 
-def sample_grid(sampler: RedDDPMPipeline, ema: EMA, path: Path) -> None:
-    """Write a PNG of 16 images from fixed noise by the EMA weights; the network keeps its own."""
-    network = sampler.unet
-    own = {name: value.clone() for name, value in network.state_dict().items()}
-    training = network.training
-    ema.copy_to(network)
-    network.eval()
-    steps = min(SAMPLE_GRID_STEPS, sampler.scheduler.config.num_train_timesteps)
-    images = sampler(
-        SAMPLE_GRID_IMAGES, num_inference_steps=steps, batch_size=SAMPLE_GRID_IMAGES, output_type="pt"
-    ).images
-    network.load_state_dict(own)
-    network.train(training)
-    path.parent.mkdir(exist_ok=True)
-    save_image(images, path, nrow=8, padding=1)
-
-
-def _restore(
-    network: nn.Module,
-    loss_modules: nn.Module | None,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    run: RunFolder,
-    accelerator: Accelerator,
-) -> int:
-    """Load the newest complete checkpoint, the same one in every process -> the step to go on from."""
-    newest = [str(path) for path in list_checkpoints(run.checkpoints)[-1:]]
-    newest = broadcast_object_list([newest])[0]
-    if not newest:
-        log.info("no checkpoint in %s yet: starting from the beginning", run.checkpoints)
-        if accelerator.is_main_process:
-            run.drop_metrics_after(0)
-        return 0
-    checkpoint = load_checkpoint(Path(newest[0]))
-    try:
-        load_joined_state(network, loss_modules, checkpoint.model)
-        for name, value in ema.shadow.items():
-            value.copy_(checkpoint.ema[name])
-        restore_adam_state(optimizer, list(named_parameters(network, loss_modules)), checkpoint.optimizer)
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"checkpoint {newest[0]} is not of this network: {str(error).splitlines()[0]}") from error
-    ema.updates = checkpoint.state["ema_updates"]
-    if checkpoint.state["scaler"] and accelerator.scaler:
-        accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
-    if accelerator.is_main_process:
-        run.drop_metrics_after(checkpoint.state["step"])
-    log.info("resuming from %s", newest[0])
-    return checkpoint.state["step"]
+def _save(trained: Trained, step: int, config: TrainingConfig, run: RunFolder) -> Path:
+    return save_checkpoint(run.checkpoints, trained.captured(step), config.keep_checkpoints)

@@ -1,18 +1,28 @@
 """The run folder: refuses what holds a run already, keeps the resolved config, metrics and provenance."""
 
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import Accelerator
 
 from ..config import DistillConfig, TeachConfig
 from ..errors import UserError
-from ..files import read_metrics, write_aside
+from ..files import flush, read_metrics, write_aside
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from .checkpoint import newest_step
+from .disk import on_main, written
+from .run_lock import check_unlocked, locked
+from .same_run import changed_settings, check_record, flatten
+
+log = logging.getLogger("ddpm_redistill")
 
 
 class RunFolder:
@@ -25,40 +35,90 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
 
-    def check(self, config: DistillConfig | TeachConfig, *, resume: bool) -> None:
-        """Refuse a folder that already holds a run unless it is resumed, or a resume under another config.
+    def check(self, config: DistillConfig | TeachConfig, *, resume: bool, anyway: bool = False) -> None:
+        """Refuse a folder in which a run is at work, one that holds a run unless that is resumed, or a resume under
+        another config. ``anyway``: settings that are safe to change may differ (``same_run``).
 
         Raises:
-            UserError: naming the folder, and the first setting that differs.
+            UserError: naming the folder, and who holds it or the first setting that differs.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: give another output_dir")
+        check_unlocked(self.path)
+        for key, was, now in self._changes(config, resume=resume, anyway=anyway):
+            log.info("going on with %s %s, which was %s", key, now, was)
+
+    def _changes(
+        self, config: DistillConfig | TeachConfig, *, resume: bool, anyway: bool
+    ) -> list[tuple[str, Any, Any]]:
         if not self.config.exists():
             if resume:
                 raise UserError(f"nothing to resume: {self.path} holds no run (no config.yaml)")
-            return
+            return []
         if not resume:
             raise UserError(f"{self.path} already holds a run: pass --resume to go on, or give another output_dir")
-        before, now = flatten(yaml.safe_load(self.config.read_text()) or {}), flatten(asdict(config))
-        # A setting that the run's version had not is no difference; arguments of diffusers' classes are all or nothing.
-        theirs = {key for key in now if key.startswith(("unet.", "scheduler."))}
-        for key in sorted(before.keys() | theirs):
-            if key != "output_dir" and before.get(key) != now.get(key):
-                raise UserError(
-                    f"cannot resume {self.path}: {key} was {before.get(key)} and is now {now.get(key)};"
-                    " use the same config or another output_dir"
-                )
+        with self._resumable():
+            before = flatten(yaml.safe_load(self.config.read_text()) or {})
+            return changed_settings(before, flatten(asdict(config)), newest_step(self.checkpoints), anyway=anyway)
+
+    def check_records(self, records: dict[str, dict[str, Any]]) -> None:
+        """Refuse a resume whose teacher, data or plan are not those that the run recorded.
+
+        Raises:
+            UserError: naming the folder and the first entry that differs.
+        """
+        with self._resumable():
+            for name, now in records.items():
+                path = self.path / name
+                if path.is_file():
+                    check_record(name, json.loads(path.read_text()), json.loads(json.dumps(now)))
+                elif newest_step(self.checkpoints):
+                    raise UserError(f"{name} is missing, so that nobody can tell whether this is the same run")
+
+    @contextmanager
+    def _resumable(self) -> Iterator[None]:
+        try:
+            yield
+        except (UserError, ValueError, AttributeError, yaml.YAMLError) as error:
+            raise UserError(f"cannot resume {self.path}: {' '.join(str(error).split())}") from error
+
+    @contextmanager
+    def begun(
+        self,
+        config: DistillConfig | TeachConfig,
+        records: dict[str, dict[str, Any]],
+        accelerator: Accelerator,
+        *,
+        resume: bool,
+        anyway: bool,
+    ) -> Iterator[None]:
+        """The folder, made if need be, with the resolved config and ``records`` (JSON by file name) in it, and locked
+        inside the ``with``. To be entered by all processes together.
+
+        Raises:
+            UserError: in all of them, as ``check``, or the disk refused it.
+        """
+        with ExitStack() as held:
+
+            def begin() -> None:
+                with written(self.path):
+                    held.enter_context(locked(self.path))
+                self._changes(config, resume=resume, anyway=anyway)  # again: nobody else can begin in it now
+                with written(self.path):
+                    self.start(config)
+                    for name, content in records.items():
+                        write_aside(self.path / name, json.dumps(content, indent=2))
+
+            on_main(accelerator, begin)
+            yield
 
     def start(self, config: DistillConfig | TeachConfig) -> None:
         """Make the folder and write the resolved config."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_aside(self.config, settings_text(config))
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        write_aside(self.path / name, json.dumps(content, indent=2))
-
     def append_metrics(self, row: dict[str, float]) -> None:
-        with self.metrics.open("a") as file:
+        with written(self.metrics, hint="make room, then go on with --resume"), self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def drop_metrics_after(self, step: int) -> None:
@@ -73,22 +133,23 @@ def settings_text(config: DistillConfig | TeachConfig) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; tuples become lists, as YAML has them."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
 def write_pipeline(pipeline: RedDDPMPipeline, folder: Path) -> None:
-    """Write a pipeline folder aside, then put it in the place of one that a resumed run wrote before."""
+    """Write a pipeline folder aside, then put it in the place of one that a resumed run wrote before.
+
+    Raises:
+        UserError: the disk refused it; nothing is left of it.
+    """
     aside = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    pipeline.save_pretrained(aside)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(aside, folder)
+    need = sum(value.nbytes for value in pipeline.unet.state_dict().values())
+    with written(folder, need, "make room, then go on with --resume"):
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            pipeline.save_pretrained(aside)
+            for path in aside.rglob("*"):
+                flush(path)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(aside, folder)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise

@@ -16,6 +16,7 @@ from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, seeded_generator
 from ..provenance import environment
 from ..sources.images import open_images
 from ..sources.teacher import load_teacher
+from .disk import on_main
 from .draws import Draws
 from .loop import Batch, make_accelerator, train
 from .run_folder import RunFolder, settings_text, write_pipeline
@@ -23,52 +24,57 @@ from .run_folder import RunFolder, settings_text, write_pipeline
 log = logging.getLogger("ddpm_redistill")
 
 
-def teach(config: TeachConfig, *, resume: bool = False, dry_run: bool = False) -> Path | None:
+def teach(
+    config: TeachConfig, *, resume: bool = False, resume_anyway: bool = False, dry_run: bool = False
+) -> Path | None:
     """Train a teacher; returns its folder, ``output_dir/teacher`` (EMA weights), or None for a dry run.
 
+    ``resume`` and ``resume_anyway`` as in ``distill``.
+
     Raises:
-        UserError: a mistake in the config, the data or the output folder, before any work.
+        UserError: a mistake in the config, the data or the output folder, before any work; or the disk refused what
+            is to be written.
+        Stopped: SIGTERM or Ctrl-C during the training, after a checkpoint; a SystemExit.
     """
     run = RunFolder(config.output_dir)
-    run.check(config, resume=resume)
-    images = open_images(config.data, image_size=config.image_size, channels=config.channels)
+    resume = resume or resume_anyway
+    run.check(config, resume=resume, anyway=resume_anyway)
+    size, channels, on_bad_image = config.image_size, config.channels, config.on_bad_image
+    images = open_images(config.data, image_size=size, channels=channels, on_bad_image=on_bad_image)
     unet, scheduler = build_teacher(config)
+    contents = {"data_sha256": images.fingerprint}
+    if resume:
+        run.check_records({"provenance.json": contents})
+    records = {"provenance.json": {"data": images.description, **contents, **environment()}}
     accelerator = make_accelerator(config.training, run)
     log.info("%s\ndata: %s", settings_text(config), images.description)
     if dry_run:
         return None
     log.info("running %d process(es) on %s", accelerator.num_processes, accelerator.device)
-    if accelerator.is_main_process:
-        run.start(config)
-        data = {"data": images.description, "data_sha256": images.fingerprint}
-        run.write_json("provenance.json", {**data, **environment()})
-    accelerator.wait_for_everyone()
+    with run.begun(config, records, accelerator, resume=resume, anyway=resume_anyway):
+        alphas_cumprod = scheduler.alphas_cumprod.to(accelerator.device)
 
-    alphas_cumprod = scheduler.alphas_cumprod.to(accelerator.device)
+        def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+            timesteps, noise = batch["timesteps"], batch["noise"]
+            noisy = scheduler.add_noise(batch["images"], noise, timesteps)
+            prediction = network(noisy, timesteps).sample.float()
+            epsilon = epsilon_of(prediction, noisy, alphas_cumprod[timesteps], scheduler.config.prediction_type)
+            return {"task": task_loss(epsilon, noise)}
 
-    def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        timesteps, noise = batch["timesteps"], batch["noise"]
-        noisy = scheduler.add_noise(batch["images"], noise, timesteps)
-        prediction = network(noisy, timesteps).sample.float()
-        epsilon = epsilon_of(prediction, noisy, alphas_cumprod[timesteps], scheduler.config.prediction_type)
-        return {"task": task_loss(epsilon, noise)}
-
-    draws = Draws(
-        images,
-        seed=config.seed,
-        batch_size=config.training.batch_size,
-        num_train_timesteps=scheduler.config.num_train_timesteps,
-        horizontal_flip=config.horizontal_flip,
-    )
-    pipeline = RedDDPMPipeline(unet, scheduler)
-    sampler = RedDDPMPipeline(unet, scheduler).set_scheduler("ddim")
-    sampler.set_progress_bar_config(disable=True)
-    train(unet, objective, {"task": 1.0}, draws, sampler, config.training, run, accelerator, resume=resume)
-    if accelerator.is_main_process:
-        write_pipeline(pipeline, run.path / "teacher")
+        draws = Draws(
+            images,
+            seed=config.seed,
+            batch_size=config.training.batch_size,
+            num_train_timesteps=scheduler.config.num_train_timesteps,
+            horizontal_flip=config.horizontal_flip,
+        )
+        pipeline = RedDDPMPipeline(unet, scheduler)
+        sampler = RedDDPMPipeline(unet, scheduler).set_scheduler("ddim")
+        sampler.set_progress_bar_config(disable=True)
+        train(unet, objective, {"task": 1.0}, draws, sampler, config.training, run, accelerator, resume=resume)
+        on_main(accelerator, lambda: write_pipeline(pipeline, run.path / "teacher"))
         log.info("teacher written to %s", run.path / "teacher")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()  # ends the process group too: nothing may wait after it
+        accelerator.end_training()  # ends the process group too: nothing may wait after it
     return run.path / "teacher"
 
 

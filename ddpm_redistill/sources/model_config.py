@@ -1,0 +1,83 @@
+"""The values of a model's JSON files against what the class that they are for takes, so that a wrong one is named."""
+
+import math
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ..errors import UserError
+
+LARGEST = 2**16
+"""Of whole numbers in a config: channels, pixels a side, groups."""
+LARGEST_BY_NAME = {"layers_per_block": 100, "num_train_timesteps": 10**6, "num_class_embeds": 10**6}
+MOST_ENTRIES = 32
+"""Of lists in a network's config: levels."""
+MAY_BE_ZERO = {"freq_shift", "downsample_padding", "steps_offset", "num_class_embeds"}
+REFUSED = {"quantization_config": "a quantized network"}
+"""Keys at which diffusers would hand the file over to another library."""
+
+KINDS = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", tuple: "a list"}
+
+
+def check_values(config: dict[str, Any], target: type, path: Path) -> None:
+    """Raises UserError naming the file and the first value that an argument of ``target`` cannot be.
+
+    Keys that ``target`` has no argument for are passed over, as diffusers does: other samplers' settings, and those
+    of later versions.
+    """
+    for key, what in REFUSED.items():
+        if config.get(key) is not None:
+            raise UserError(f"{path} has {key}: {what} cannot be loaded, give the one that it was made from")
+    for key, hint in get_type_hints(target.__init__).items():  # type: ignore[misc]
+        if key not in config:
+            continue
+        value = config[key]
+        if not _fits(value, hint):
+            raise UserError(f"{path} has {key} {_shown(value)}, which must be {_expected(hint)}")
+        entries = value if isinstance(value, list) else [value]
+        if len(entries) > MOST_ENTRIES and key != "trained_betas":
+            raise UserError(f"{path} has {key} of {len(entries)} entries: more than {MOST_ENTRIES} are no network's")
+        least, most = 0 if key in MAY_BE_ZERO else 1, LARGEST_BY_NAME.get(key, LARGEST)
+        for entry in entries:
+            if type(entry) is int and type(entry) in _kinds(hint) and not least <= entry <= most:
+                raise UserError(f"{path} has {key} {_shown(value)}: whole numbers from {least} to {most} are possible")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Is a JSON value what an argument of this type takes?"""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is Literal:  # the class itself says which it knows
+        return isinstance(value, str)
+    if origin in (tuple, list):
+        return isinstance(value, list) and all(_fits(entry, inner[0]) for entry in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is hint
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The plain types in a type."""
+    inner = get_args(hint)
+    return {hint} if not inner else {kind for each in inner for kind in _kinds(each)}
+
+
+def _expected(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_expected(each) for each in inner))
+    if origin in (tuple, list):
+        return f"a list, each entry {_expected(inner[0])}"
+    if hint is type(None):
+        return "null"
+    return "a text" if origin is Literal else KINDS.get(hint, "a list" if origin is None else "an object")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,245 @@
+"""What a person, a torn disk or a stranger may hand over: files for ``test_bad_inputs.py``, and its rows."""
+
+import io
+import json
+import shutil
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from training_helpers import SIZE, TRAIN, UNET_WEIGHTS, make_images, make_tiny_teacher
+
+
+class Row(NamedTuple):
+    """``argv`` with {place}, {data}, {good} (a config) and {out} (where results would go); ``words`` of the line."""
+
+    what: str
+    argv: str
+    words: str
+
+
+def bomb_png(width: int, height: int) -> bytes:
+    """A PNG of 60 bytes that announces so many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def npz_with_header(path: Path, header: bytes, data: bytes = b"") -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data)
+
+
+def safetensors_with_header(path: Path, length: int, header: bytes, data: bytes = b"") -> None:
+    path.write_bytes(struct.pack("<Q", length) + header + data)
+
+
+def make_place(place: Path) -> None:
+    """All that the rows below are made with."""
+    place.mkdir(parents=True, exist_ok=True)
+    teacher = make_tiny_teacher(place / "teacher")
+    data = make_images(place / "images.npz")
+    models(place, teacher)
+    folders(place)
+    archives(place)
+    texts(place, teacher, data)
+
+
+def models(place: Path, teacher: Path) -> None:
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(teacher, place / name))
+
+    def config(name: str, **changes: object) -> None:
+        path = copy(name) / "unet" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    good = (teacher / UNET_WEIGHTS).read_bytes()
+    (copy("truncated") / UNET_WEIGHTS).write_bytes(good[: len(good) // 2])
+    (copy("flipped") / UNET_WEIGHTS).write_bytes(good[:20] + bytes([good[20] ^ 0xFF]) + good[21:])
+    safetensors_with_header(copy("huge_header") / UNET_WEIGHTS, 2**62, b"{}")
+    wide = json.dumps({"conv_in.weight": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    safetensors_with_header(copy("huge_tensor") / UNET_WEIGHTS, len(wide), wide)
+    safetensors_with_header(copy("no_json") / UNET_WEIGHTS, 5, b"hello")
+    (copy("empty_weights") / UNET_WEIGHTS).write_bytes(b"")
+    state = load_file(teacher / UNET_WEIGHTS)
+    state["conv_in.bias"][0] = torch.nan
+    save_file(state, copy("nan") / UNET_WEIGHTS)
+    save_file({"surplus": torch.zeros(1), **load_file(teacher / UNET_WEIGHTS)}, copy("surplus") / UNET_WEIGHTS)
+    (copy("pickled") / UNET_WEIGHTS).rename(place / "pickled" / "unet" / "diffusion_pytorch_model.bin")
+    shards = copy("sharded") / UNET_WEIGHTS
+    index = {"weight_map": {"conv_in.weight": "../../teacher/unet/diffusion_pytorch_model.safetensors"}}
+    shards.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    linked = copy("linked") / UNET_WEIGHTS
+    linked.unlink()
+    linked.symlink_to(teacher / UNET_WEIGHTS)
+    index = {"_class_name": "DDPMPipeline", "unet": ["../../evil", "UNet2DModel"]}
+    (copy("climbing") / "model_index.json").write_text(json.dumps(index))
+    (copy("config_no_json") / "unet" / "config.json").write_text("{'sample_size': 16}")
+    config("conditional", _class_name="UNet2DConditionModel")
+    config("huge_network", layers_per_block=10**9)
+    config("wide_network", block_out_channels=[4096] * 4)
+    config("text_for_number", norm_num_groups="four")
+    config("unsupported", down_block_types=["SkipDownBlock2D"] * 4)
+    config("labels", num_class_embeds=10)
+    schedule = copy("schedule") / "scheduler" / "scheduler_config.json"
+    schedule.write_text(json.dumps({**json.loads(schedule.read_text()), "beta_end": 7.0}))
+
+
+def folders(place: Path) -> None:
+    for name in ("empty", "text", "torn", "bomb", "float", "mixed_modes", "folder_named", "run"):
+        (place / name).mkdir()
+    (place / "text" / "a.png").write_text("hello")
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(buffer, "PNG")
+    (place / "torn" / "a.png").write_bytes(buffer.getvalue()[:1000])
+    (place / "bomb" / "a.png").write_bytes(bomb_png(50_000, 50_000))
+    Image.new("F", (SIZE, SIZE)).save(place / "float" / "a.png", format="TIFF")
+    Image.new("L", (SIZE, SIZE)).save(place / "mixed_modes" / "a.png")
+    Image.new("RGBA", (SIZE, SIZE)).save(place / "mixed_modes" / "b.png")
+    (place / "folder_named" / "images.npz").mkdir()
+    (place / "run" / "precious.txt").write_text("mine")
+
+
+def archives(place: Path) -> None:
+    np.savez(place / "objects.npz", images=np.array([{"a": 1}, None], dtype=object))
+    np.savez(place / "floats.npz", images=np.zeros((4, SIZE, SIZE, 1), np.float32))
+    np.savez(place / "channels_first.npz", images=np.zeros((4, 3, SIZE, SIZE), np.uint8))
+    np.savez(place / "none.npz", images=np.zeros((0, SIZE, SIZE, 1), np.uint8))
+    (place / "text.npz").write_text("no archive")
+    data = (place / "images.npz").read_bytes()
+    (place / "truncated.npz").write_bytes(data[: len(data) // 2])
+    shape = "(1000000, 1024, 1024, 3)"
+    npz_with_header(place / "liar.npz", f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n".encode())
+    np.savez(place / "statistics.npz", mu=np.zeros(4), sigma=np.eye(3))
+    np.savez(place / "statistics_objects.npz", mu=np.array([None]), sigma=np.eye(1))
+
+
+def texts(place: Path, teacher: Path, data: Path) -> None:
+    good = {"teacher": str(teacher), "data": str(data), "training": {**TRAIN, "steps": 2}}
+    (place / "good.yaml").write_text(yaml.safe_dump(good))
+    (place / "tag.yaml").write_text(f'data: !!python/object/apply:os.system ["touch {place}/owned"]')
+    (place / "broken.yaml").write_text("training: [1,\n b")
+    (place / "unknown.yaml").write_text("nonsense: 3")
+    (place / "many.yaml").write_text("training:\n  steps: [1, 2]")
+    (place / "bytes.yaml").write_bytes(bytes(range(128, 256)))
+    for name, text in {"torn": '{"distances":', "list": "[]", "other": '{"a": 1}', "deep": "[" * 100_000}.items():
+        (place / f"report_{name}.json").write_text(text)
+    weights = {"state_dict": {"a": 1}}
+    torch.save(weights, place / "no_tensors.pth")
+
+
+def rows() -> list[Row]:
+    distill = "distill --config {good} --output_dir {out}"
+    sample, evaluate = "sample {place}/teacher --output {out}", "evaluate {place}/teacher --data {data} --num_images 8"
+    model = "sample {place}/%s --output {out}"
+    return [
+        # models
+        Row("weights cut in half", model % "truncated", "the weights of {place}/truncated cannot be loaded"),
+        Row("a byte of the header flipped", model % "flipped", "the weights of {place}/flipped cannot be loaded"),
+        Row("a header of 2^62 bytes", model % "huge_header", "cannot be loaded"),
+        Row("a tensor of 4 TiB in a header", model % "huge_tensor", "cannot be loaded"),
+        Row("a header that is not JSON", model % "no_json", "cannot be loaded"),
+        Row("weights of no bytes", model % "empty_weights", "cannot be loaded"),
+        Row("weights that hold NaN", model % "nan", "not finite, first in conv_in.bias"),
+        Row("a tensor too many", model % "surplus", "1 tensors differ, first surplus"),
+        Row("pickled weights", model % "pickled", "has only pickled weights (diffusion_pytorch_model.bin)"),
+        Row("weights in several files", model % "sharded", "has its weights in several files"),
+        Row("weights linked from elsewhere", model % "linked", "is a link out of the model's folder"),
+        Row("model_index.json with ../", model % "climbing", "names '../../evil', a path out of the model's folder"),
+        Row("a config that is not JSON", model % "config_no_json", "config.json cannot be read as JSON"),
+        Row("another kind of network", model % "conditional", "holds UNet2DConditionModel, not a UNet2DModel"),
+        Row(
+            "a billion layers", "plan {place}/huge_network", "layers_per_block 1000000000: whole numbers from 1 to 100"
+        ),
+        Row("a network larger than its weights", model % "wide_network", "are not of its config: it tells of"),
+        Row("text for a number", "memory {place}/text_for_number", "norm_num_groups 'four', which must be a whole"),
+        Row("blocks that have no student", "plan {place}/unsupported", "down_block_types has SkipDownBlock2D"),
+        Row("a class-conditional teacher", "plan {place}/labels", "it is class-conditional"),
+        Row("betas past 1", model % "schedule", "leave the range from 0 to 1"),
+        Row("a model that is not there", "memory {place}/nowhere", "there is no folder {place}/nowhere"),
+        Row("a file for a model", "plan {data}", "is a file: give the diffusers folder"),
+        Row("an empty folder for a model", "plan {place}/empty", "is no diffusers model"),
+        # data
+        Row("no images in a folder", f"{distill} --data {{place}}/empty", "no images in {place}/empty"),
+        Row("a text file named .png", f"{distill} --data {{place}}/text", "text/a.png: not a PNG, JPEG, WebP or BMP"),
+        Row("a PNG cut in half", f"{distill} --data {{place}}/torn", "torn/a.png"),
+        Row("more bad images than skip allows", f"{distill} --data {{place}}/torn --on_bad_image skip", "torn/a.png"),
+        Row("an image bomb", f"{distill} --data {{place}}/bomb", "more pixels than the safety limit of 67,108,864"),
+        Row("a TIFF of floats named .png", f"{distill} --data {{place}}/float", "float/a.png"),
+        Row("an .npz of objects", f"{distill} --data {{place}}/objects.npz", "Python objects, which are never loaded"),
+        Row("an .npz of floats", f"{distill} --data {{place}}/floats.npz", "holds float32, not uint8"),
+        Row("channels first", f"{distill} --data {{place}}/channels_first.npz", "move the channels last"),
+        Row("an .npz of no images", f"{distill} --data {{place}}/none.npz", "with N > 0"),
+        Row("text named .npz", f"{distill} --data {{place}}/text.npz", "it is not an archive"),
+        Row("an .npz cut in half", f"{distill} --data {{place}}/truncated.npz", "cannot be read as an .npz of images"),
+        Row("a header that announces 3 TB", f"{distill} --data {{place}}/liar.npz", "which its contents are not"),
+        Row("a folder named .npz", f"{distill} --data {{place}}/folder_named/images.npz", "no images in"),
+        Row("an unknown kind of data", f"{distill} --data s3:bucket", "unknown source prefix 's3:'"),
+        Row("transparency to be measured", "evaluate {place}/mixed_modes --data {data}", "b.png has transparency"),
+        # settings
+        Row("YAML with a Python tag", "distill --config {place}/tag.yaml --output_dir {out}", "python/object/apply"),
+        Row("YAML that is not YAML", "distill --config {place}/broken.yaml --output_dir {out}", "while parsing"),
+        Row("a config of bytes", "distill --config {place}/bytes.yaml --output_dir {out}", "not UTF-8"),
+        Row("an unknown setting", "distill --config {place}/unknown.yaml --output_dir {out}", "'nonsense'"),
+        Row("a list for a number", "distill --config {place}/many.yaml --output_dir {out}", "steps"),
+        Row("an unknown option", f"{distill} --nonsense 3", "--nonsense"),
+        Row("no steps", f"{distill} --training.steps 0", "training.steps must be at least 1, not 0"),
+        Row("a negative learning rate", f"{distill} --training.learning_rate -1", "must be positive"),
+        Row(
+            "a learning rate that is no number", f"{distill} --training.learning_rate .nan", "must be positive, not nan"
+        ),
+        Row("a negative size", f"{distill} --image_size -16", "image_size must be at least 1, not -16"),
+        Row("an unknown policy", f"{distill} --on_bad_image ignore", "on_bad_image"),
+        Row("parts that do not divide the batch", f"{distill} --training.gradient_accumulation 3", "a multiple of 3"),
+        Row("weights of the loss all 0", f"{distill} --loss.task 0", "nothing would be learned"),
+        Row("an unknown prediction", f"{distill} --student.prediction_type x", "student.prediction_type"),
+        Row("a size that does not divide", f"{distill} --image_size 20", "does not divide by 8"),
+        Row(
+            "an image of a million pixels a side", "teach --data {data} --image_size 1000000 --output_dir {out}", "8192"
+        ),
+        Row(
+            "an argument that diffusers lacks",
+            'teach --data {data} --unet {{"nonsense":1}} --output_dir {out}',
+            "unet.nonsense",
+        ),
+        Row(
+            "groups that do not divide channels",
+            'teach --data {data} --image_size 16 --unet {{"norm_num_groups":5}} --output_dir {out}',
+            "diffusers refuses",
+        ),
+        # sampling, measuring, reports
+        Row("an unknown scheduler", f"{sample} --scheduler x", "unknown scheduler 'x'"),
+        Row("no sampling steps", f"{sample} --steps 0", "steps must be at least 1, not 0"),
+        Row("negative images", f"{sample} --num_images -4", "num_images must be at least 1, not -4"),
+        Row("an output in use", "sample {place}/teacher --output {place}/run", "is not an empty folder"),
+        Row("nothing to resume", f"{sample} --resume", "nothing to resume"),
+        Row("more images than there are", f"{evaluate}0", "has 10 images, 80 are needed"),
+        Row("steps that are words", f"{evaluate} --steps ten", "--steps is 'ten'"),
+        Row(
+            "weights that are no tensors", f"{evaluate} --inception_weights {{place}}/no_tensors.pth", "no_tensors.pth"
+        ),
+        Row("statistics that do not fit", "evaluate {place}/teacher --data {place}/statistics.npz", "sigma (D, D)"),
+        Row(
+            "statistics of objects",
+            "evaluate {place}/teacher --data {place}/statistics_objects.npz",
+            "Python objects, which are never loaded",
+        ),
+        Row("statistics into a name of no .npz", "statistics {data} --output {out}", "must end in .npz"),
+        Row("statistics of a bomb", "statistics {place}/bomb --output {out}.npz", "more pixels than the safety limit"),
+        Row("a report that is not JSON", "report {place}/report_torn.json --output {out}", "cannot be read as JSON"),
+        Row("a report that is a list", "report {place}/report_list.json --output {out}", "is no report"),
+        Row("a report of another program", "report {place}/report_other.json --output {out}", "is no report"),
+        Row("JSON nested too deep", "report {place}/report_deep.json --output {out}", "cannot be read as JSON"),
+        Row("a budget in words", "plan {place}/teacher --budget much", "'much' is not a size"),
+        Row("memory of no images", "memory {place}/teacher --batch_size 0", "batch_size must be at least 1, not 0"),
+    ]

@@ -1,0 +1,148 @@
+"""The same global batch gives the same run on any number of processes, BatchNorm in RED blocks included."""
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from process_helpers import BATCH, PROCESSES, Tensors, make_batch, make_blocks, run_blocks, run_on_processes
+from safetensors.torch import load_file
+from torch import nn
+from training_helpers import TRAIN, UNET_WEIGHTS, arguments, distill_config, metrics, one_thread_environment, tool
+
+from ddpm_redistill.cli import main
+from ddpm_redistill.config import DistillConfig
+from ddpm_redistill.pipelines.red_block import REDBlock
+from ddpm_redistill.training.batch_norm import share_batch_norms
+from ddpm_redistill.training.checkpoint import list_checkpoints
+from ddpm_redistill.training.distill import distill
+
+# --- BatchNorm over processes
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> list[Tensors]:
+    """What each process found."""
+    return run_on_processes(tmp_path_factory.mktemp("processes"))
+
+
+def test_outputs_gradients_and_statistics_are_those_of_the_whole_batch(shared):
+    whole, output = run_blocks(make_blocks(), make_batch()), torch.cat([found["output"] for found in shared])
+    torch.testing.assert_close(output, whole.pop("output"), rtol=1e-10, atol=1e-10)
+    for name, expected in whole.items():
+        for found in shared:
+            torch.testing.assert_close(found[name], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_statistics_of_a_share_alone_are_others():
+    whole, part = (run_blocks(make_blocks(), x) for x in (make_batch(), make_batch()[: BATCH // PROCESSES]))
+    for name in ("0.gate_conv.weight", "0.gate_norm.running_mean", "0.gate_norm.running_var"):
+        assert not torch.allclose(whole[name], part[name], rtol=1e-2), name
+
+
+def test_half_precision_goes_in_and_out(shared):
+    expected = make_blocks().float()[0].gate_norm(make_batch().bfloat16().float())
+    found = torch.cat([each["bfloat16"] for each in shared])
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_one_process_evaluates_without_the_others(shared):
+    assert shared[0]["evaluated"].isfinite().all()
+
+
+def test_names_and_values_of_the_state_stay():
+    blocks = make_blocks()
+    before = blocks.state_dict()
+    share_batch_norms(blocks)
+    assert list(blocks.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in blocks.state_dict().items())
+
+
+def test_other_norms_stay_as_they_are():
+    network = nn.Sequential(nn.BatchNorm2d(8), REDBlock(8, norm="group"))
+    kinds = [type(module) for module in network.modules()]
+    share_batch_norms(network)
+    assert [type(module) for module in network.modules()] == kinds
+
+
+# --- whole runs: RED BatchNorm, accumulation, loading processes, batches that straddle epochs
+
+LOSS = {"output": 1.0, "red": 1.0}
+TRAINING = {**TRAIN, "steps": 9, "batch_size": 8, "gradient_accumulation": 2, "num_workers": 1}
+
+
+@pytest.fixture(scope="module")
+def one_process(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> DistillConfig:
+    config = distill_config(inputs, tmp_path_factory.mktemp("one"), loss=LOSS, **TRAINING)
+    distill(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def two_processes(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    command = [tool("torchrun"), "--nproc_per_node=2", "--standalone", "-m", "ddpm_redistill", "distill"]
+    settings = {**inputs, "output_dir": str(folder), "horizontal_flip": True, "loss": LOSS, "training": TRAINING}
+    environment = one_thread_environment(ACCELERATE_USE_CPU="true")
+    done = subprocess.run(command + arguments(settings), env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("running 2 process(es)") == 1
+    return folder
+
+
+def assert_like(one: Path, other: Path) -> None:
+    """Losses to 1e-6 of themselves, weights to 1e-5, and every row written once."""
+    rows, others = metrics(one), metrics(other)
+    assert [row["step"] for row in others] == [row["step"] for row in rows] == list(range(1, 10))
+    for key in ("loss", *LOSS, "task", "learning_rate"):
+        assert [row[key] for row in others] == pytest.approx([row[key] for row in rows], rel=1e-6), key
+    last = Path("checkpoints") / list_checkpoints(one / "checkpoints")[-1].name
+    for file in (Path("student") / UNET_WEIGHTS, last / "model.safetensors", last / "ema.safetensors"):
+        found, expected = load_file(other / file), load_file(one / file)
+        assert any(name.endswith("running_var") for name in expected)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_two_processes_give_the_run_of_one(one_process, two_processes):
+    assert_like(Path(one_process.output_dir), two_processes)
+    assert len(list((two_processes / "tensorboard").glob("**/events*"))) == 1
+
+
+def test_a_run_of_two_processes_goes_on_with_one(one_process, two_processes, inputs, tmp_path):
+    killed = tmp_path / "killed"
+    shutil.copytree(two_processes, killed, ignore=shutil.ignore_patterns("student", "step-000008", "step-000009"))
+    distill(distill_config(inputs, killed, loss=LOSS, **TRAINING), resume=True)
+    assert_like(Path(one_process.output_dir), killed)
+
+
+# --- a mistake is told once
+
+
+@pytest.fixture
+def second_process(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setenv("RANK", "1")
+    return monkeypatch
+
+
+def test_a_mistake_of_all_processes_is_told_by_the_first(second_process, capsys):
+    class Terminated(BaseException):
+        pass
+
+    def torchrun_ends_it(seconds: float) -> None:
+        raise Terminated
+
+    second_process.setattr(time, "sleep", torchrun_ends_it)
+    with pytest.raises(Terminated):
+        main(["distill", "--nonsense=1"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_mistake_of_one_process_is_told_by_it(second_process, capsys):
+    second_process.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "--nonsense=1"])
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
