@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDPMScheduler, UNet2DModel
-from hypothesis import event, given
+from hypothesis import Phase, event, find, given, settings
 from hypothesis import strategies as st
 from property_helpers import assert_one_line, examples
 
@@ -95,7 +95,6 @@ def test_planned_built_run_and_saved_or_refused(config: dict[str, Any], options:
 
 def test_the_space_has_both_kinds() -> None:
     """A network that is made and one that is refused, so that the property above is about something."""
-    from hypothesis import find
 
     def made(drawn: tuple[dict[str, Any], StudentConfig]) -> bool:
         try:
@@ -105,9 +104,9 @@ def test_the_space_has_both_kinds() -> None:
         return True
 
     both = st.tuples(networks(), student_options())
-    quick = examples(60)(lambda: None)._hypothesis_internal_use_settings
-    find(both, made, settings=quick)
-    find(both, lambda drawn: not made(drawn), settings=quick)
+    first = settings(max_examples=60, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    find(both, made, settings=first)
+    find(both, lambda drawn: not made(drawn), settings=first)
 
 
 @st.composite
@@ -152,3 +151,9 @@ def test_a_plan_without_a_part_is_named(missing: str, tiny_config: dict[str, Any
     del plan[missing]
     with pytest.raises(UserError, match=missing):
         StudentPlan.from_dict(plan)
+
+
+@pytest.mark.parametrize(("name", "value"), [("reduction", None), ("reduction", 3), ("red_norm", "x"), ("start", [])])
+def test_a_plan_of_another_value_is_named(name: str, value: Any, tiny_config: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"not a student plan: {name} is "):
+        StudentPlan.from_dict({**plan_student(tiny_config).to_dict(), name: value})

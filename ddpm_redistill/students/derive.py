@@ -46,7 +46,7 @@ def build_student(teacher_config: dict[str, Any], plan: StudentPlan) -> RedUNet2
     config = {key: value for key, value in teacher_config.items() if not key.startswith("_")}
     try:
         return RedUNet2DModel(**{**config, "sample_size": plan.sample_size, "student_plan": plan.to_dict()})
-    except (AttributeError, IndexError, ValueError) as error:
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"the plan does not fit this teacher: {error}") from error
 
 

@@ -1,7 +1,7 @@
 """``StudentPlan``: what is changed to make the student, as data. Printed, checked and saved before it is applied."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import torch
 from diffusers import UNet2DModel
@@ -79,14 +79,20 @@ class StudentPlan:
 
     @classmethod
     def from_dict(cls, plan: dict[str, Any]) -> "StudentPlan":
-        """The inverse of ``to_dict``. Raises UserError naming a key that is missing or unknown."""
+        """The inverse of ``to_dict``. Raises UserError naming what is missing, unknown or none of its values."""
         try:
             blocks = tuple(RedPlacement(**block) for block in plan["blocks"])
             tuples: dict[str, Any] = {key: tuple(plan[key]) for key in ("teacher_strides", "student_strides")}
             widen = tuple(plan.get("widen") or [1] * len(tuples["teacher_strides"]))  # older plans have none
-            return cls(**{"head_start": "teacher", **plan, **tuples, "widen": widen, "blocks": blocks})
+            made = cls(**{"head_start": "teacher", **plan, **tuples, "widen": widen, "blocks": blocks})
         except (TypeError, KeyError) as error:
             raise UserError(f"not a student plan: {error}") from error
+        for name, hint in get_type_hints(StudentConfig).items():
+            kind = hint if get_origin(hint) is Literal else get_args(hint)[0]  # of kind | None
+            if get_origin(kind) is Literal and getattr(made, name) not in get_args(kind):
+                known = ", ".join(map(str, get_args(kind)))
+                raise UserError(f"not a student plan: {name} is {getattr(made, name)!r}, which is none of {known}")
+        return made
 
     def __str__(self) -> str:
         lines = [
