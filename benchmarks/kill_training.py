@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ddpm_redistill.cli import main as command_line
@@ -40,6 +41,8 @@ TRAINING = {
     "keep_checkpoints": 2,
 }
 MOST_KILLS = 3
+AN_IMAGE = 0.005
+"""Seconds, as from a slow disk."""
 
 
 def main() -> int:
@@ -64,7 +67,7 @@ def main() -> int:
                 if len(died) < kills:
                     phase = next(phases)
                     occurrence = moments.randint(1, len(times[phase]))
-                    moment = Moment(phase, occurrence, moments.uniform(0, max(times[phase])))
+                    moment = Moment(phase, occurrence, moments.uniform(0, median(times[phase])))
                     code, marks = live(command, moment)
                 else:
                     code, marks = live(command)
@@ -161,6 +164,8 @@ def child(write: int, argv: list[str]) -> None:
 
         def wrapper(*arguments: Any, **options: Any) -> Any:
             announce(phase)
+            if phase == "data":  # from memory it takes microseconds, which no kill would fall into
+                time.sleep(AN_IMAGE)
             result = work(*arguments, **options)
             announce("step")
             return result

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate
     from .evaluation.report import write_report
     from .evaluation.sampling import sample_images
+    from .export.export_model import export_model
     from .pipelines.lean import lean_execution
     from .pipelines.modeling_red_unet import RedUNet2DModel
     from .pipelines.pipeline_red_ddpm import RedDDPMPipeline
     from .pipelines.red_block import REDBlock, fold_batch_norms
     from .sources.images import open_images
+    from .sources.onnx_model import load_onnx_pipeline
     from .sources.teacher import Teacher, load_pipeline, load_teacher
     from .students.derive import derive_student
     from .students.plan import StudentPlan, plan_student
@@ -50,8 +52,10 @@ _HOMES = {
     "derive_student": "students.derive",
     "distill": "training.distill",
     "evaluate": "evaluation.evaluate",
+    "export_model": "export.export_model",
     "fold_batch_norms": "pipelines.red_block",
     "lean_execution": "pipelines.lean",
+    "load_onnx_pipeline": "sources.onnx_model",
     "load_pipeline": "sources.teacher",
     "load_teacher": "sources.teacher",
     "open_images": "sources.images",

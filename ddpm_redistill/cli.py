@@ -15,8 +15,10 @@ from .verbs import (
     run_demo,
     run_distill,
     run_evaluate,
+    run_export,
     run_memory,
     run_plan,
+    run_push,
     run_report,
     run_sample,
     run_statistics,
@@ -92,8 +94,10 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Any]]:
         "sample": (sample_parser, run_sample, "sample images from a teacher or a student"),
         "evaluate": (evaluate_parser, run_evaluate, "compare a model with data and with its teacher"),
         "statistics": (statistics_parser, run_statistics, "measure a data set once, for later evaluations"),
+        "export": (export_parser, run_export, "write a network for other runtimes: ONNX, torch.export, ExecuTorch"),
         "memory": (memory_parser, run_memory, "peak memory of a network by every definition"),
         "report": (report_parser, run_report, "lay evaluated runs beside each other on one page"),
+        "push": (push_parser, run_push, "publish a student folder with its model card"),
         "demo": (demo_parser, run_demo, "the whole flow on the embedded teacher and data, a few minutes"),
     }
     for name, (make, _, description) in table.items():
@@ -178,7 +182,7 @@ def sample_parser() -> ArgumentParser:
         description="Sample images from a teacher or a student, as PNG files or one .npz. Several processes, by"
         " torchrun, make the same files."
     )
-    parser.add_argument("model", type=str, help=TEACHER_HELP)
+    parser.add_argument("model", type=str, help=f"{TEACHER_HELP}; or an ONNX file that export wrote")
     parser.add_argument("--num_images", type=int, default=64, help="images")
     parser.add_argument(
         "--output", type=str, required=True, help="folder for the PNG files, new or empty, or a new FILE.npz"
@@ -236,6 +240,29 @@ def statistics_parser() -> ArgumentParser:
     return parser
 
 
+def export_parser() -> ArgumentParser:
+    parser = OneLineParser(
+        description="Write a network, teacher or student, as a file that other runtimes read. It is held against the"
+        " original on random inputs before it is put in place, and its noise schedule travels with it."
+    )
+    parser.add_argument("model", type=str, help=TEACHER_HELP)
+    parser.add_argument("--format", type=str, required=True, help="onnx, torch_export or executorch")
+    parser.add_argument("--output", type=str, required=True, help="FILE.onnx, FILE.pt2 or FILE.pte, new")
+    parser.add_argument(
+        "--batch_size", type=int | None, default=None, help="images in every call of the file; default any"
+    )
+    parser.add_argument("--opset", type=int | None, default=None, help="of ONNX, 18 (default) to 25")
+    parser.add_argument(
+        "--quantise",
+        type=str | None,
+        default=None,
+        help="ONNX as int8_weights (a quarter of the size), or as int8: activations too, calibrated on --data",
+    )
+    parser.add_argument("--data", type=str | None, default=None, help=f"training images, for int8: {DATA_HELP}")
+    parser.add_argument("--calibration_images", type=int, default=256, help="taken of --data, for int8")
+    return parser
+
+
 def report_parser() -> ArgumentParser:
     parser = OneLineParser(
         description="Lay evaluated runs beside each other on one page: a row a run, the best of each column in bold."
@@ -250,6 +277,21 @@ def report_parser() -> ArgumentParser:
         help="the page; a file that is there already is only written over if it is an earlier comparison",
     )
     add_json(parser)
+    return parser
+
+
+def push_parser() -> ArgumentParser:
+    parser = OneLineParser(
+        description="Upload a student folder to a model hub, with a model card written from its report. The token is"
+        " that of `hf auth login` or HF_TOKEN; it is never asked for or shown."
+    )
+    parser.add_argument("model", type=str, help="a student folder that distill has written")
+    parser.add_argument("repository", type=str, help="owner/name; it is made if there is none")
+    parser.add_argument(
+        "--report", type=str | None, default=None, help="report.json for the card; default that of the student's run"
+    )
+    parser.add_argument("--private", action="store_true", help="a repository that is made is for its owner alone")
+    parser.add_argument("--dry_run", action="store_true", help="list the files and stop: nothing is written or sent")
     return parser
 
 

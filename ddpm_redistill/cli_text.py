@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .units import MIB
 
 if TYPE_CHECKING:
+    from .sharing.push import Push
     from .students.budget import BudgetPlan, Candidate
     from .students.free_width import FreeWidth
 
@@ -152,6 +153,13 @@ def budget_commands(teacher: str, image_size: int | None, chosen: Candidate) -> 
     options += ["--lean", chosen.lean] if chosen.lean else []
     options += ["--dtype", chosen.dtype] if chosen.dtype != "float32" else []
     return "\n".join([*lines, shlex.join(["ddpm-redistill", "sample", model, *options])])
+
+
+def push_text(pushed: Push) -> str:
+    """The files of a push, largest last, and where they are now, if anywhere."""
+    lines = [f"{size:>14,} B  {path}" for path, size in sorted(pushed.files.items(), key=lambda item: item[1])]
+    where = pushed.url or f"nothing was sent: without --dry_run these go to {pushed.repository}"
+    return "\n".join([*lines, f"{sum(pushed.files.values()):>14,} B  in all", where])
 
 
 def mib(size: int) -> str:

@@ -20,6 +20,7 @@ from .cli_text import (
     live_at_peak_table,
     memory_table,
     nothing_fits,
+    push_text,
     summary,
 )
 from .config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
@@ -143,7 +144,14 @@ def run_distill(arguments: Namespace) -> None:
 
     quiet_libraries()
     config = DistillConfig(**as_settings(arguments, DistillConfig))
-    distill(config, **run_flags(arguments))
+    student = distill(config, **run_flags(arguments))
+    if student is not None:
+        from accelerate import PartialState
+
+        from .sharing.card import renew_card
+
+        if PartialState().is_main_process:
+            renew_card(str(student), output_dir=student.parent, measured=False)
 
 
 def run_flags(arguments: Namespace) -> dict[str, bool]:
@@ -161,10 +169,12 @@ def run_sample(arguments: Namespace) -> None:
 
 def run_evaluate(arguments: Namespace) -> None:
     from .evaluation.evaluate import evaluate
+    from .sharing.card import renew_card
 
     quiet_libraries()
     folder = Path(arguments.model)
     in_run = (folder.parent / "config.yaml").is_file()
+    output_dir = Path(arguments.output_dir or (folder.parent if in_run else "runs/evaluate"))
     report = evaluate(
         arguments.model,
         teacher=arguments.teacher,
@@ -178,8 +188,9 @@ def run_evaluate(arguments: Namespace) -> None:
         seed=arguments.seed,
         inception_weights=arguments.inception_weights,
         extractor=arguments.extractor,
-        output_dir=arguments.output_dir or (folder.parent if in_run else "runs/evaluate"),
+        output_dir=output_dir,
     )
+    renew_card(arguments.model, output_dir=output_dir, measured=True)
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
@@ -202,6 +213,14 @@ def run_statistics(arguments: Namespace) -> None:
     log.info("statistics and features in %s, %.1f MiB", output, size)
 
 
+def run_export(arguments: Namespace) -> None:
+    from .export.export_model import export_model
+
+    quiet_libraries()
+    keys = ("format", "batch_size", "opset", "quantise", "data", "calibration_images")
+    export_model(arguments.model, arguments.output, **{key: arguments[key] for key in keys})
+
+
 def run_report(arguments: Namespace) -> None:
     from .evaluation.pages.compare_page import write_comparison
 
@@ -214,8 +233,17 @@ def run_report(arguments: Namespace) -> None:
         print(f"{counts} run{'s' * (counts != '1')}{apart}\nopen {found['output']}")
 
 
+def run_push(arguments: Namespace) -> None:
+    from .sharing.push import push
+
+    quiet_libraries()
+    options = {key: arguments[key] for key in ("report", "private", "dry_run")}
+    print(push_text(push(arguments.model, arguments.repository, **options)))
+
+
 def run_demo(arguments: Namespace) -> None:
     from .evaluation.evaluate import evaluate
+    from .sharing.card import renew_card
     from .training.distill import distill
 
     quiet_libraries()
@@ -233,6 +261,7 @@ def run_demo(arguments: Namespace) -> None:
         seed=arguments.seed,
         output_dir=arguments.output_dir,
     )
+    renew_card(str(student), output_dir=Path(arguments.output_dir), measured=True)
     print(summary(report))
     print(f"open {Path(arguments.output_dir) / 'report.html'}")
 

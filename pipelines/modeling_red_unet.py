@@ -1,5 +1,14 @@
-"""The student network: a ``UNet2DModel`` that down-samples at its front, with RED blocks; its config holds its plan."""
+"""The student network: a ``UNet2DModel`` that down-samples at its front, with RED blocks; its config holds its plan.
 
+It carries its own code: ``save_pretrained`` puts it beside the weights, so that diffusers can open the folder where
+this package is not (docs/sharing.md).
+"""
+
+import functools
+import hashlib
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 from diffusers import UNet2DModel
@@ -13,12 +22,30 @@ from torch import nn
 from .red_block import RedAround, REDBlock
 
 
+def travelling_code(path: Path) -> str:
+    """The source of a module with those of its own folder that it imports in the place of the imports: one file,
+    since the hub's client fetches no other beside it."""
+
+    def imported(found: re.Match[str]) -> str:
+        return travelling_code(path.with_name(f"{found[1]}.py"))
+
+    return re.sub(r"^from \.(\w+) import .*\n", imported, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+# Read when imported, as the code that runs is; a file of it, opened elsewhere, gives the same again.
+CODE = travelling_code(Path(__file__))
+# diffusers runs a folder's code from a copy in one cache, by file name: other code must have another name.
+CODE_VERSION = hashlib.sha256(CODE.encode()).hexdigest()[:12]
+CODE_NAME = f"modeling_red_unet_{CODE_VERSION}"
+
+
 class RedUNet2DModel(UNet2DModel):
     """(B, C_in, H, W), timesteps (B,) -> (B, C_out, H, W), every feature map ``reduction`` times smaller a side.
 
     All arguments but the last are ``UNet2DModel``'s, with the teacher's values (``sample_size`` stays the
     image's, ``block_out_channels`` the teacher's widths). They are written out since diffusers records a config
-    from the signature.
+    from the signature. In the config block names read "RedUNet2DModel.DownBlock2D", with or without which they are
+    taken: ``UNet2DModel``, which would open a student with a warning and random layers, knows no such block.
 
     Args:
         student_plan: ``StudentPlan.to_dict()``. Read here: ``reduction``, ``widen`` (absent: 1 everywhere),
@@ -72,6 +99,8 @@ class RedUNet2DModel(UNet2DModel):
         widen = student_plan.get("widen") or [1] * len(block_out_channels)
         if len(widen) != len(block_out_channels):
             raise ValueError(f"widen has {len(widen)} factors for {len(block_out_channels)} levels")
+        down_blocks = tuple(name.split(".")[-1] for name in down_block_types)
+        up_blocks = tuple(name.split(".")[-1] for name in up_block_types)
         widths = [channels * factor for channels, factor in zip(block_out_channels, widen, strict=True)]
         time_channels = time_embedding_dim or 4 * block_out_channels[0]
         super().__init__(
@@ -83,9 +112,9 @@ class RedUNet2DModel(UNet2DModel):
             time_embedding_dim=time_channels,
             freq_shift=freq_shift,
             flip_sin_to_cos=flip_sin_to_cos,
-            down_block_types=down_block_types,
+            down_block_types=down_blocks,
             mid_block_type=mid_block_type,
-            up_block_types=up_block_types,
+            up_block_types=up_blocks,
             block_out_channels=tuple(widths),
             layers_per_block=layers_per_block,
             mid_block_scale_factor=mid_block_scale_factor,
@@ -106,6 +135,11 @@ class RedUNet2DModel(UNet2DModel):
         )
         # The line above has recorded the student's own values: a network built from them would be widened twice.
         self.register_to_config(block_out_channels=block_out_channels, time_embedding_dim=time_embedding_dim)
+        self.register_to_config(
+            down_block_types=tuple(f"RedUNet2DModel.{name}" for name in down_blocks),
+            up_block_types=tuple(f"RedUNet2DModel.{name}" for name in up_blocks),
+        )
+        self.__module__ = CODE_NAME  # what a pipeline's model_index.json records as the place of this class
 
         # widths: the time is projected as in the teacher, since other widths would be other frequencies
         if widen[0] > 1:
@@ -147,11 +181,13 @@ class RedUNet2DModel(UNet2DModel):
                 self.set_submodule(path, layer)
             setattr(layer, side, REDBlock(block["channels"], student_plan["red_norm"], student_plan["red_start"]))
 
-
-if __package__ == "ddpm_redistill.pipelines":
-    # The name that model_index.json records: after `import ddpm_redistill`, which does not load torch, diffusers
-    # finds the class there.
-    RedUNet2DModel.__module__ = "ddpm_redistill"
+    @functools.wraps(UNet2DModel.save_pretrained)  # a pipeline looks for `variant` and others in the signature
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """``ModelMixin.save_pretrained``, with this class's code beside config and weights."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{CODE_NAME}.py").write_text(CODE, encoding="utf-8", newline="\n")
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def remove_stride(sampler: nn.Module) -> None:

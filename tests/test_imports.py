@@ -14,11 +14,11 @@ PACKAGE = "ddpm_redistill"
 FLOORS = (
     ("pipelines", "core", "config", "errors", "files", "provenance", "units"),
     ("sources", "students"),
-    ("training", "evaluation"),
+    ("training", "evaluation", "export", "sharing"),
     ("cli", "verbs", "cli_text", "__main__", "__init__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-WINGS = ("pipelines", "core", "sources", "students", "training", "evaluation")  # of one floor: apart from each other
+WINGS = ("pipelines", "core", "sources", "students", *FLOORS[2])  # of one floor: apart from each other
 CLOSED = {"core": {"torch"}, "pipelines": {"torch", "diffusers"}}  # import this, themselves and nothing else
 CLOSED_FILES = {"pipelines/red_block.py": {"torch"}}
 LIGHT = (

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from ddpm_redistill import (
     load_pipeline,
     plan_student,
 )
+from ddpm_redistill.pipelines.modeling_red_unet import CODE_NAME
 
 SCHEDULERS = ("ddpm", "ddim", "dpm++")
 STEPS = 4
@@ -176,6 +178,7 @@ NEW_PROCESS = """
 import json, sys
 import ddpm_redistill
 assert "torch" not in sys.modules
+from ddpm_redistill import RedDDPMPipeline
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
@@ -183,7 +186,7 @@ folder, out = sys.argv[1:]
 stock = DiffusionPipeline.from_pretrained(folder)
 ours = ddpm_redistill.load_pipeline(folder)
 options = {"seed": 3, "first_index": 4, "num_inference_steps": 4, "output_type": "pt"}
-around = ddpm_redistill.RedDDPMPipeline(stock.unet, stock.scheduler)
+around = RedDDPMPipeline(stock.unet, stock.scheduler)
 save_file({"stock": around(2, **options).images, "ours": ours(2, **options).images}, out)
 print(json.dumps([type(stock).__name__, type(stock.unet).__name__, type(ours.unet).__name__]))
 """
@@ -201,18 +204,21 @@ def test_a_new_process_makes_the_same_images(student_folder: Path, student: RedU
         torch.testing.assert_close(images[name], expected, rtol=0, atol=1e-5)
 
 
-def test_folder_names_stock_classes_that_diffusers_finds(student_folder: Path) -> None:
+def test_folder_names_a_stock_pipeline_and_its_own_code(student_folder: Path) -> None:
     index = json.loads((student_folder / "model_index.json").read_text())
     assert index["_class_name"] == "DDPMPipeline"
-    assert index["unet"] == ["ddpm_redistill", "RedUNet2DModel"]
+    assert index["unet"] == [CODE_NAME, "RedUNet2DModel"]
+    assert (student_folder / "unet" / f"{CODE_NAME}.py").is_file()
 
 
-def test_the_trap_of_the_stock_class(student_folder: Path, student: RedUNet2DModel) -> None:
-    """diffusers opens a student as its base class without an error, and changes it; ``load_pipeline`` does not."""
-    trapped = UNet2DModel.from_pretrained(student_folder / "unet")
-    assert type(trapped) is UNet2DModel
-    assert trapped.state_dict().keys() != student.state_dict().keys()
-    loaded = load_pipeline(str(student_folder)).unet
-    assert type(loaded) is RedUNet2DModel
-    state = student.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+def test_a_folder_of_before_still_opens(student_folder: Path, student: RedUNet2DModel, tmp_path: Path) -> None:
+    """Without code of its own: model_index.json named the package, and block names were the teacher's."""
+    folder = shutil.copytree(student_folder, tmp_path / "before")
+    (folder / "unet" / f"{CODE_NAME}.py").unlink()
+    index, config = folder / "model_index.json", folder / "unet" / "config.json"
+    index.write_text(index.read_text().replace(CODE_NAME, "ddpm_redistill"))
+    config.write_text(config.read_text().replace('"RedUNet2DModel.', '"'))
+    for opened in (load_pipeline(str(folder)), RedDDPMPipeline.from_pretrained(folder)):
+        assert type(opened.unet) is RedUNet2DModel
+        assert opened.unet.state_dict().keys() == student.state_dict().keys()
+        assert opened.unet.config.down_block_types == student.config.down_block_types

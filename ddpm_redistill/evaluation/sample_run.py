@@ -19,10 +19,11 @@ from accelerate.utils import parse_flag_from_env
 
 from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..sources.onnx_model import is_onnx, load_onnx_pipeline
 from ..sources.teacher import find_model, sha256_of
 from .image_store import ImageStore, open_store
 from .pages.pictures import GRID_COLUMNS, GRID_IMAGES, image_grid
-from .sampling import batches_of, check_counts, open_for_sampling, sample_batches
+from .sampling import batches_of, check_counts, check_sampler, open_for_sampling, sample_batches
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -47,6 +48,7 @@ def sample_to_disk(
     """Sample images 0 ... num_images - 1 of ``seed`` into a folder of PNG files or an .npz -> a picture of the first.
 
     Args:
+        model: a folder, hub id or built-in one, or an ONNX file that ``export`` wrote.
         resume: go on with a run of the same settings, to the same bytes; ``num_images`` may have grown.
 
     Raises:
@@ -56,16 +58,24 @@ def sample_to_disk(
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     state = PartialState(cpu=on_cpu, timeout=WAIT)
     store = open_store(output)
-    pipeline = open_for_sampling(
-        model, scheduler, spacing=spacing, eta=eta, lean=lean, dtype=dtype, device=state.device
-    )
+    if is_onnx(model):
+        if lean is not None or dtype != "float32":
+            raise UserError(f"{model} runs as it was exported: leave out lean and dtype")
+        check_sampler(scheduler, spacing, eta)
+        pipeline = load_onnx_pipeline(model).set_scheduler(scheduler, spacing=spacing, eta=eta)
+        weights = Path(model)
+    else:
+        pipeline = open_for_sampling(
+            model, scheduler, spacing=spacing, eta=eta, lean=lean, dtype=dtype, device=state.device
+        )
+        weights = find_model(model).weights
     check_counts(pipeline, num_images, num_inference_steps, batch_size)
     channels = pipeline.unet.config.out_channels
     if channels not in (1, 3):
         raise UserError(f"{model} makes images of {channels} channels: pictures have 1 or 3")
     settings = {
         "model": model,
-        "model_sha256": sha256_of(find_model(model).weights),
+        "model_sha256": sha256_of(weights),
         "seed": seed,
         "num_images": num_images,
         "num_inference_steps": num_inference_steps,
@@ -76,7 +86,7 @@ def sample_to_disk(
         "dtype": dtype,
         "lean": lean,
         "noise_schedule": noise_schedule(pipeline),
-        "device": state.device.type,
+        "device": pipeline.device.type,
         "version": version("ddpm-redistill"),
         "torch": torch.__version__,
     }

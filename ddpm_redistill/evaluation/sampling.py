@@ -44,13 +44,18 @@ def open_for_sampling(
     Raises:
         UserError: as ``load_pipeline``; an unknown scheduler, or a spacing or eta that it cannot use.
     """
+    check_sampler(scheduler, spacing, eta)
+    pipeline = load_pipeline(ref, lean=lean or False).set_scheduler(scheduler, spacing=spacing, eta=eta)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return pipeline.to(device, getattr(torch, dtype))
+
+
+def check_sampler(scheduler: str, spacing: str | None, eta: float) -> None:
+    """Raises UserError for an unknown scheduler, or a spacing or eta that it cannot use."""
     try:
         choose_scheduler(scheduler, spacing, eta)
     except ValueError as error:
         raise UserError(str(error)) from error
-    pipeline = load_pipeline(ref, lean=lean or False).set_scheduler(scheduler, spacing=spacing, eta=eta)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return pipeline.to(device, getattr(torch, dtype))
 
 
 def batches_of(num_images: int, batch_size: int) -> list[range]:

@@ -23,6 +23,8 @@ VARIANTS = ("fp16", "bf16")
 """diffusers' names for a second file of the same weights, ``diffusion_pytorch_model.fp16.safetensors``."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+STUDENT_CODE = re.compile(r"modeling_red_unet_([0-9a-f]{12})")
+"""The module that a student's model_index.json names, with its version."""
 LARGEST_JSON = 16 * 2**20
 """Bytes of a JSON file; a model's are a few thousand."""
 
@@ -35,6 +37,8 @@ class ModelFolder:
     unet: Path
     config: dict[str, Any]
     scheduler: dict[str, Any]
+    code_version: str | None = None
+    """Of the code that a student's folder carries, which is never run here."""
 
     @property
     def network_class(self) -> str:
@@ -61,7 +65,7 @@ def find_model(ref: str) -> ModelFolder:
             part of it is outside its folder.
     """
     root = _locate(ref)
-    _check_index(root)
+    index = _check_index(root)
     unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
     if not (unet / "config.json").is_file():
         raise UserError(f"{ref} is no diffusers model: there is no config.json or unet/config.json in it")
@@ -77,7 +81,7 @@ def find_model(ref: str) -> ModelFolder:
     scheduler = _read_part(root, found) if found else {}
     if found:
         check_values(scheduler, DDPMScheduler, found)
-    model = ModelFolder(ref, unet, config, scheduler)
+    model = ModelFolder(ref, unet, config, scheduler, _code_version(index))
     if model.weights.is_file():
         _check_inside(root, model.weights)
     return model
@@ -161,19 +165,28 @@ def _home(root: Path) -> Path:
     return root
 
 
-def _check_index(root: Path) -> None:
-    """model_index.json names parts and classes for diffusers; nothing here needs it, but what climbs is no model's.
+def _check_index(root: Path) -> dict[str, Any]:
+    """model_index.json names parts and classes for diffusers; nothing here follows it, but what climbs is no model's.
 
     Raises UserError when a part's name, library or class is a path out of the folder.
     """
     path = root / "model_index.json"
     if not path.is_file():
-        return
-    for part, value in _read_part(root, path).items():
+        return {}
+    index = _read_part(root, path)
+    for part, value in index.items():
         names = value if isinstance(value, list) else [value] if part == "_class_name" else []
         for name in (part, *names):
             if isinstance(name, str) and _climbs(name):
                 raise UserError(f"{path} names {name!r}, a path out of the model's folder: it is not to be trusted")
+    return index
+
+
+def _code_version(index: dict[str, Any]) -> str | None:
+    unet = index.get("unet")
+    module = unet[0] if isinstance(unet, list) and unet else None
+    found = STUDENT_CODE.fullmatch(module) if isinstance(module, str) else None
+    return found[1] if found else None
 
 
 def _climbs(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Networks that come in: a folder, a hub id or a built-in one -> checked, loaded from safetensors, and frozen."""
 
 import hashlib
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ from diffusers import DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 
 from ..errors import UserError
+from ..pipelines.modeling_red_unet import CODE_VERSION
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from .image_files import one_line
 from .model_folder import NETWORKS, ModelFolder, check_weights_file, find_model
 
 __all__ = ["ModelFolder", "Teacher", "find_model", "load_pipeline", "load_teacher", "sha256_of"]
+
+log = logging.getLogger("ddpm_redistill")
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -62,7 +66,13 @@ def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
     bad = next((name for name, value in unet.state_dict().items() if not value.isfinite().all()), None)
     if bad is not None:
         raise UserError(f"the weights of {ref} hold values that are not finite, first in {bad}: the model is damaged")
-    return RedDDPMPipeline(unet.eval(), _scheduler(model), lean)
+    if model.code_version not in (None, CODE_VERSION):
+        log.warning(
+            "%s carries code of version %s, which is not run: it is opened by this package's, %s. Should it make other"
+            " images than its card shows, open it in diffusers with trust_remote_code=True",
+            *(ref, model.code_version, CODE_VERSION),
+        )
+    return RedDDPMPipeline(unet.eval(), load_scheduler(model), lean)
 
 
 def load_teacher(ref: str) -> Teacher:
@@ -106,7 +116,7 @@ def _check_size(model: ModelFolder) -> None:
         )
 
 
-def _scheduler(model: ModelFolder) -> DDPMScheduler:
+def load_scheduler(model: ModelFolder) -> DDPMScheduler:
     """The DDPM noise schedule that the model was trained with; the sampler is chosen later."""
     if not model.scheduler:
         return DDPMScheduler()

@@ -1,0 +1,53 @@
+"""An exported network against the one that it was made from."""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+
+from ..pipelines.pipeline_red_ddpm import seeded_generator
+from .tracing import image_shape
+
+INPUTS = 20
+"""Random inputs, each at a timestep of its own, over the whole schedule."""
+TOLERANCE = 1e-4
+"""Of the largest difference, relative to the largest value of the original's output."""
+
+Call = Callable[[Tensor, Tensor], Tensor]
+"""sample (B, C, H, W), timestep int64 (B,) -> prediction (B, C, H, W)."""
+
+
+@torch.no_grad()
+def difference(unet: UNet2DModel, exported: Call, num_train_timesteps: int, batch_size: int | None = None) -> float:
+    """The largest relative difference over ``INPUTS`` inputs, or a whole number of batches of ``batch_size``.
+
+    With ``batch_size`` None batches of 1, 2 and 3 images take turns: a file for any batch must hold for each. NaN when
+    an output is not finite.
+    """
+    worst = 0.0
+    shape = (unet.config.in_channels, *image_shape(unet))
+    for indices in batches(batch_size):
+        generators = [seeded_generator("export", index) for index in indices]
+        sample = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        last = num_train_timesteps - 1
+        timestep = torch.tensor([min(index * last // (INPUTS - 1), last) for index in indices])
+        expected = unet(sample, timestep).sample
+        found = exported(sample, timestep)
+        error = (found - expected).abs().amax((1, 2, 3)) / expected.abs().amax((1, 2, 3))
+        if not error.isfinite().all():
+            return float("nan")
+        worst = max(worst, float(error.max()))
+    return worst
+
+
+def batches(batch_size: int | None) -> Iterator[range]:
+    """Indices of inputs, a batch at a time."""
+    first = 0
+    for size in itertools.cycle((1, 2, 3)):
+        if first >= INPUTS:
+            return
+        count = batch_size or min(size, INPUTS - first)
+        yield range(first, first + count)
+        first += count

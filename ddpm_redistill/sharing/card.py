@@ -1,0 +1,185 @@
+"""The model card, README.md of a student folder: every measured number in it is the report's."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..errors import UserError
+from ..files import written_aside
+from ..sources.model_folder import find_model
+from . import measured as m
+from .licence import is_hub_id, licence_of, teacher_folder
+from .markdown import code, listed, number, table, text
+from .student import Student, find_student, part, shown_ref
+
+log = logging.getLogger("ddpm_redistill")
+
+CARD, PICTURE = "README.md", "samples.png"
+MARK = (
+    "<!-- Written by ddpm-redistill, and again after each evaluation: take this line out to keep words of your own. -->"
+)
+HERE = "PATH/TO/THIS/FOLDER"
+"""Where the card tells of no repository."""
+SOURCE = "Chen et al., ReDistill, TMLR 2025, [arXiv 2406.03744](https://arxiv.org/abs/2406.03744)"
+
+
+def write_card(ref: str, report: Path | None = None, *, measured: bool = True) -> list[Path]:
+    """Write the card of a student folder, and its picture; -> what was written.
+
+    A README.md without our mark is a person's own: it is left alone, and said so.
+
+    Raises:
+        UserError: as ``find_student``.
+    """
+    student = find_student(ref, report, measured=measured)
+    return put(student, card_files(student))
+
+
+def renew_card(ref: str, *, output_dir: Path, measured: bool) -> None:
+    """The card of a student whose run has just been trained or evaluated, ``output_dir``; nothing for any other model.
+
+    What was done stands whether or not its card can be written: then there is a warning in place of an error.
+    """
+    folder = Path(ref).expanduser()
+    if not folder.is_dir() or folder.resolve().parent != output_dir.resolve():
+        return
+    try:
+        if find_model(ref).network_class == "RedUNet2DModel":
+            write_card(ref, measured=measured)
+            log.info("model card written to %s", folder / CARD)
+    except (UserError, OSError) as error:
+        log.warning("no model card was written: %s", error)
+
+
+def put(student: Student, files: dict[str, bytes]) -> list[Path]:
+    """Write ``card_files`` into the student's folder, each whole or not at all."""
+    paths = []
+    for name, content in files.items():
+        with written_aside(student.folder / name) as aside:
+            aside.write_bytes(content)
+        paths.append(student.folder / name)
+    return paths
+
+
+def card_files(student: Student, repository: str = HERE) -> dict[str, bytes]:
+    """What ``write_card`` would write: name -> content. Empty when a person keeps a README.md of their own."""
+    there = student.folder / CARD
+    if there.is_file() and MARK not in there.read_text(encoding="utf-8", errors="replace"):
+        log.info("%s is left as it is: it is not one of ours, or its mark was taken out", there)
+        return {}
+    content = card(student, repository)
+    files = {CARD: str(content).encode()}
+    if student.picture is not None:
+        files[PICTURE] = student.picture.read_bytes()
+    return files
+
+
+def card(student: Student, repository: str = HERE) -> ModelCard:
+    """Metadata for the hub, and the text."""
+    teacher = student.teacher or ""
+    folder = teacher_folder(student.teacher, student.teacher_sha256)
+    licence = licence_of(teacher, folder) if folder else {}
+    data = student.config.get("data")
+    metadata = ModelCardData(
+        **{"license": "unknown", **licence},
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        tags=["ddpm", "distillation", "unconditional-image-generation", "ddpm-redistill"],
+        base_model=teacher if folder and is_hub_id(teacher) else None,
+        datasets=[data.removeprefix("hub:")] if isinstance(data, str) and data.startswith("hub:") else None,
+    )
+    body = "\n\n".join(filter(None, sections(student, repository, licence)))
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{MARK}\n\n{body}\n")
+
+
+def sections(student: Student, repository: str, licence: dict[str, Any]) -> Iterator[str]:
+    plan, report = student.plan, student.report
+    teacher = code(shown_ref(student.teacher)) if student.teacher else "an unrecorded teacher"
+    yield f"# A student of {teacher}: feature maps {number(plan.get('reduction'))}x smaller a side"
+    yield (
+        f"A DDPM that was distilled from {teacher} by ddpm-redistill ({SOURCE}) so that it needs less memory at its"
+        " peak. It samples images without a condition."
+    )
+    if student.picture is not None:
+        yield f"![Sample grids, each under its name]({PICTURE})\n\n*{m.picture_caption(report)}*"
+    yield "## Use it\n\n" + usage(student, repository)
+    yield "## What it is\n\n" + table(["", ""], facts(student))
+    if report is None:
+        yield "## Not measured yet\n\n" + missing(student)
+    else:
+        yield from m.measured_sections(student, report)
+    yield "## Licence\n\n" + licence_text(student, licence)
+
+
+def usage(student: Student, repository: str) -> str:
+    first_block = (student.model.config.get("down_block_types") or ["RedUNet2DModel.DownBlock2D"])[0]
+    own = f"unet/modeling_red_unet_{student.model.code_version}.py"
+    steps = part(student.report, "distances").get("num_inference_steps")
+    program = f"""```python
+from diffusers import DDIMScheduler, DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({json.dumps(repository)}, trust_remote_code=True)
+pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+image = pipeline(num_inference_steps={steps if isinstance(steps, int) else 50}).images[0]
+```"""
+    return (
+        f"{program}\n\n`trust_remote_code=True` runs {code(own)}, the network's class, which needs torch and diffusers"
+        " alone: read it first. `ddpm_redistill.load_pipeline` opens the model without running it. It is no"
+        f" `UNet2DModel`, and `UNet2DModel.from_pretrained` refuses it: {code(f'{first_block} does not exist')}."
+    )
+
+
+def facts(student: Student) -> Iterator[list[str]]:
+    plan, config = student.plan, student.config
+    if student.teacher:
+        yield ["teacher", code(shown_ref(student.teacher))]
+    yield ["sha256 of the teacher's weights", code(student.teacher_sha256 or "not recorded")]
+    strides = "; of the student ".join(listed(plan.get(f"{name}_strides")) for name in ("teacher", "student"))
+    yield ["plan: strides by level", text(f"of the teacher {strides}")]
+    blocks = len(plan.get("blocks") or ())
+    red = f"{plan.get('red_placement')}: {blocks} blocks, norm {plan.get('red_norm')}, start {plan.get('red_start')}"
+    yield ["plan: RED blocks", text(red)]
+    yield ["plan: predicts, starts from", text(f"{plan.get('prediction_type')}, {plan.get('start')} weights")]
+    if any(factor != 1 for factor in plan.get("widen") or ()):
+        yield ["plan: times the teacher's channels, by level", text(listed(plan["widen"]))]
+    size = student.model.config.get("sample_size")
+    yield ["images", text(f"{size} px, channels {student.model.config.get('in_channels')}")]
+    if isinstance(config.get("data"), str):
+        yield ["data that it was trained on", code(shown_ref(config["data"]))]
+    training = part(config, "training")
+    if config.get("recipe"):
+        yield ["recipe", code(config["recipe"])]
+    loss = {name: value for name, value in part(config, "loss").items() if value not in (None, 0, False)}
+    if "red" not in loss:
+        loss.pop("red_distance", None)
+    if loss:
+        yield ["loss", text(", ".join(f"{name} {value}" for name, value in loss.items()))]
+    if training:
+        kept = ("steps", "batch_size", "learning_rate", "schedule", "ema_decay", "mixed_precision")
+        yield ["training", text(", ".join(f"{key} {training[key]}" for key in kept if key in training))]
+    if config.get("seed") is not None:
+        yield ["seed", text(number(config["seed"]))]
+
+
+def missing(student: Student) -> str:
+    given = {"TEACHER": student.teacher, "DATA": student.config.get("data")}
+    teacher, data = (ref if isinstance(ref, str) and shown_ref(ref) == ref else name for name, ref in given.items())
+    return (
+        "Distances, memory, speed and samples are missing here: there is no report.json of these weights. This makes"
+        f" it, and writes this card again:\n\n```bash\nddpm-redistill evaluate runs/NAME/{student.folder.name}"
+        f" --teacher {teacher} --data {data}\n```"
+    )
+
+
+def licence_text(student: Student, licence: dict[str, Any]) -> str:
+    if licence:
+        named = ", ".join(text(listed(value)) for value in licence.values())
+        return f"The teacher's, carried over from its own card: {named}."
+    return (
+        "Unknown: ask whoever made the teacher. A student is made from its teacher's weights, and where this card was"
+        " written the teacher was not at hand with a card that names a licence."
+    )
