@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 from training_helpers import SIZE, UNET
 
-from ddpm_redistill import RedDDPMPipeline, plan_student
+from ddpm_redistill import RedDDPMPipeline, StudentConfig, plan_student
 from ddpm_redistill.students.derive import build_student
 
 
@@ -18,7 +18,7 @@ def make_student(folder: Path) -> Path:
     config = {**UNET, **shape, "sample_size": SIZE, "in_channels": 1, "out_channels": 1, "_class_name": "UNet2DModel"}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        student = build_student(config, plan_student(config)).eval()
+        student = build_student(config, plan_student(config, StudentConfig(red_placement="outer"))).eval()
         for module in student.modules():
             if isinstance(module, nn.BatchNorm2d):
                 for value in (module.weight, module.bias, module.running_mean, module.running_var):

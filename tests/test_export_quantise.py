@@ -165,6 +165,7 @@ def test_other_formats_stay_float(student, tmp_path, capsys, caplog) -> None:
     assert "format torch_export is written in float32" in refused(capsys, caplog, ["export", student, *argv])
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 def test_what_is_not_finite_is_not_kept(student, ready, tmp_path, capsys, caplog, monkeypatch) -> None:
     monkeypatch.setattr("ddpm_redistill.export.weights_int8.LARGEST", np.nan)
     argv = ["--format", "onnx", "--output", str(tmp_path / "a.onnx"), "--quantise", "int8_weights"]

@@ -37,7 +37,7 @@ def write_executorch(program: ExportedProgram, path: Path, description: dict[str
     path.write_bytes(made.buffer)
     plans = {plan.name: plan for plan in made.executorch_program.execution_plan}
     arena = sum(plans["forward"].non_const_buffer_sizes)
-    log.info("planned arena: %s bytes, all that it needs for a call beside the file itself", f"{arena:,}")
+    log.info("planned arena: %s bytes, for every activation of a call", f"{arena:,}")
 
 
 def call_executorch(path: Path) -> Call:
