@@ -130,7 +130,9 @@ def timed_parts(spent: dict[str, float]) -> Iterator[None]:
 
     def timed_batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
         batches = micro_batches(*args, **kwargs)
-        return iter(timed("data", lambda: next(batches, None)), None)
+        fetch = timed("data", lambda: next(batches, None))
+        while (batch := fetch()) is not None:
+            yield batch
 
     derive_student, micro_batches = distill_module.derive_student, loop.micro_batches
     with ExitStack() as patches:
