@@ -23,8 +23,8 @@ import torch
 from ddpm_redistill import export_model, load_onnx_pipeline, load_pipeline, open_images, sample_images
 from ddpm_redistill.evaluation.extractors import choose_extractor
 from ddpm_redistill.evaluation.metrics import extract_features, frechet_and_kid
+from ddpm_redistill.units import MIB
 
-MIB = 2**20
 ROWS = {  # what is run, by what
     "fp32, torch": "torch",
     "bf16, torch": "torch",

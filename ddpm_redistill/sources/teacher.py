@@ -129,11 +129,6 @@ def load_scheduler(model: ModelFolder) -> DDPMScheduler:
             raise ValueError(f"its prediction_type is {scheduler.config.prediction_type}")
         if scheduler.config.variance_type.startswith("learned"):
             raise ValueError("its variance is learned, which is not supported")
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        IndexError,
-    ) as error:  # diffusers' NotImplementedError is a RuntimeError
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:  # diffusers' NotImplementedError too
         raise UserError(f"the scheduler of {model.ref} is no DDPM noise schedule: {one_line(error)}") from error
     return scheduler
