@@ -1,4 +1,7 @@
-"""Two published DDPMs as configs: all that time and memory depend on. A script beside this file imports it by name."""
+"""Two published DDPMs as configs: all that time and memory depend on; and a tiny one, to try a script in seconds.
+
+A script beside this file imports it by name.
+"""
 
 from typing import Any
 
@@ -24,4 +27,5 @@ CELEBAHQ: dict[str, Any] = {
     "down_block_types": [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4],
 }
-ARCHITECTURES = {"cifar10": CIFAR10, "celebahq": CELEBAHQ}
+TINY: dict[str, Any] = {**CIFAR10, "layers_per_block": 1, "block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4}
+ARCHITECTURES = {"cifar10": CIFAR10, "celebahq": CELEBAHQ, "tiny": TINY}

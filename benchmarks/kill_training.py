@@ -27,7 +27,8 @@ from typing import Any
 
 from ddpm_redistill.cli import main as command_line
 from ddpm_redistill.files import read_metrics
-from ddpm_redistill.training import distill, draws, loop
+from ddpm_redistill.training import draws, loop
+from ddpm_redistill.training import run as run_module
 
 ROOT = Path(__file__).parent.parent
 PHASES = ("data", "step", "save", "evaluation", "student")
@@ -176,7 +177,7 @@ def child(write: int, argv: list[str]) -> None:
         ("data", draws.Draws, "__getitem__"),
         ("save", loop, "save_checkpoint"),
         ("evaluation", loop, "sample_grid"),
-        ("student", distill, "write_pipeline"),
+        ("student", run_module, "write_pipeline"),
     ):
         setattr(owner, name, announced(phase, getattr(owner, name)))
     command_line(argv)

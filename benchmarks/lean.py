@@ -24,7 +24,7 @@ import torch
 from architectures import ARCHITECTURES
 from diffusers import UNet2DModel
 
-from ddpm_redistill import lean_execution, plan_student
+from ddpm_redistill import StudentConfig, lean_execution, plan_student
 from ddpm_redistill.pipelines.lean import LEAN_SETTINGS
 from ddpm_redistill.students.derive import build_student
 from ddpm_redistill.students.footprint import unet_memory
@@ -38,7 +38,7 @@ def network(architecture: str, name: str) -> UNet2DModel:
     config = ARCHITECTURES[architecture]
     if name == "teacher":
         return UNet2DModel.from_config(config).eval()
-    return build_student(config, plan_student(config)).eval()
+    return build_student(config, plan_student(config, StudentConfig(red_placement="full"))).eval()
 
 
 def running(unet: UNet2DModel, execution: str) -> AbstractContextManager[Any]:

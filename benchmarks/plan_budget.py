@@ -25,10 +25,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     print(f"{'':<20}{'':<34}{'seconds':>9}{'to plan':>9}  exit code")
-    for name, config in ARCHITECTURES.items():
+    for name, budgets in BUDGETS.items():
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(config))
-            runs: list[list[str]] = [[], *(["--budget", budget] for budget in BUDGETS[name])]
+            (Path(folder) / "config.json").write_text(json.dumps(ARCHITECTURES[name]))
+            runs: list[list[str]] = [[], *(["--budget", budget] for budget in budgets)]
             runs += [["--budget", "1MiB", "--budget_counts", "total"]]
             baseline = 0.0
             for options in runs:

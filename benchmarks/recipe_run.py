@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_redistill import DistillConfig, LossConfig, StudentConfig, TrainingConfig, UserError
+from ddpm_redistill.cli.verbs import quiet_libraries
 from ddpm_redistill.files import read_metrics, write_aside
-from ddpm_redistill.verbs import quiet_libraries
 
 SAMPLING = {"scheduler": "ddim", "seed": 0, "batch_size": 64}
 """The same for every network: image k of each starts from the same noise, and the data are the same images."""

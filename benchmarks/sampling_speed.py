@@ -1,7 +1,7 @@
 """Student against teacher: images/s of ``RedDDPMPipeline`` at equal DDIM steps, taking turns in one process.
 
     python benchmarks/sampling_speed.py                             # the CIFAR-10 architecture, x2 student, batch 16
-    python benchmarks/sampling_speed.py --red_placement outer --json
+    python benchmarks/sampling_speed.py --red_placement full --json
 
 ``student`` is what a student folder opens as; ``folded`` is it after ``fold_batch_norms``, the same images to rounding;
 ``no RED`` has none of the blocks: how much of the time they take. Then teacher and folded student run lean.
@@ -44,7 +44,7 @@ def pipelines(architecture: str, placement: str, lean: str) -> dict[str, RedDDPM
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="cifar10")
-    parser.add_argument("--red_placement", choices=("full", "outer", "none"), default="full")
+    parser.add_argument("--red_placement", choices=("full", "outer", "none"), default="outer")
     parser.add_argument("--lean", choices=("fast", "balanced", "smallest"), default="fast")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3, help="DDIM steps of an image")

@@ -2,15 +2,15 @@
 
     python benchmarks/throughput.py                                      # the CIFAR-10 architecture, batch 16
     python benchmarks/throughput.py --architecture digits --steps 20     # the embedded one
-    python benchmarks/throughput.py --rows default task+bf16 --json
+    python benchmarks/throughput.py --rows default default+bf16 --json
 
 A row is a run of ``distill`` as a person starts it, with its draws, average, checks and logging, and between any two of
-its steps one of the plain loop, so that a slow moment of the machine falls on both: ratios are of medians. Row
-``redistill`` computes what the plain loop does, and the losses are compared. The other rows train on another loss:
-``default`` on what the recipe of that name says, ``output`` with the teacher's output as the target; ``+bf16`` is
-``--training.mixed_precision bf16``, the teacher's pass included. ``+processes`` is ``default`` again on the same
-threads, as one process for each (torchrun), after the others: its ratio is to the plain loop of row ``default``,
-in float32.
+its steps one of the plain loop, on a student of the same layers, so that a slow moment of the machine falls on both:
+ratios are of medians. Row ``redistill`` computes what the plain loop does, and the losses are compared. The other rows
+train on another loss: ``default`` on what the recipe of that name says, a share of its steps with a pass of the teacher
+and the others without, ``output`` with the teacher's output as the target. ``+bf16`` is ``--training.mixed_precision
+bf16``, the teacher's pass included. ``+processes`` is ``default`` again on the same threads, as one process for each
+(torchrun), after the others: its ratio is to the plain loop of row ``default``, in float32.
 
 Where the time of our step goes is taken in the same run, by wrapping the callables; ``rest`` is the arithmetic of the
 losses, the check for NaN, logging. In ``--json``, ``ratio`` is the best of the rows of ``default``, named in
@@ -28,6 +28,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
-from architectures import CIFAR10
+from architectures import ARCHITECTURES
 from diffusers import DDPMScheduler, UNet2DModel
 from plain_loop import PlainLoop
 
 from ddpm_redistill import DistillConfig, LossConfig, RedDDPMPipeline, TrainingConfig, distill, plan_student
-from ddpm_redistill.config import resolve
+from ddpm_redistill.config import RECIPES, resolve
 from ddpm_redistill.sources.images import open_images
 from ddpm_redistill.sources.teacher import load_teacher
 from ddpm_redistill.training import distill as distill_module
@@ -56,7 +57,8 @@ ROWS = [name + precision for precision in ("", "+bf16") for name in ("redistill"
 ROWS += PROCESSES
 PARTS = ("data", "teacher", "student forward", "backward", "optimizer", "EMA", "rest")
 LEARNING_RATE = 2e-4
-LOSSES = {"output": LossConfig(task=0.0, output=1.0)}
+MEASURED_SHARE = 0.5  # of the steps of row default have a teacher, so that there are some of each kind
+LOSSES = {"output": LossConfig(task=0.0, output=1.0, red=0.0)}
 
 
 def now() -> float:
@@ -85,14 +87,16 @@ def config_of(row: str, teacher: str, data: str, batch_size: int, steps: int, fo
         data=data,
         output_dir=str(folder),
         recipe="redistill" if name == "redistill" else "default",
-        loss=LOSSES.get(name, LossConfig()),
+        loss=LossConfig(feature_share=MEASURED_SHARE) if name == "default" else LOSSES.get(name, LossConfig()),
         training=training,
     )
 
 
 def plain_loop(teacher_ref: str, config: DistillConfig) -> PlainLoop:
     teacher = load_teacher(teacher_ref)
-    paper = resolve(DistillConfig(recipe="redistill"))
+    student = replace(
+        resolve(DistillConfig(recipe="redistill")).student, red_placement=resolve(config).student.red_placement
+    )
     unet = dict(teacher.unet.config)
     draws = Draws(
         open_images(config.data, image_size=unet["sample_size"], channels=unet["in_channels"]),
@@ -101,7 +105,7 @@ def plain_loop(teacher_ref: str, config: DistillConfig) -> PlainLoop:
         num_train_timesteps=teacher.scheduler.config.num_train_timesteps,
         horizontal_flip=False,
     )
-    return PlainLoop(teacher.unet, teacher.scheduler, plan_student(unet, paper.student), draws, LEARNING_RATE)
+    return PlainLoop(teacher.unet, teacher.scheduler, plan_student(unet, student), draws, LEARNING_RATE)
 
 
 @contextmanager
@@ -150,6 +154,22 @@ def timed_parts(spent: dict[str, float]) -> Iterator[None]:
         yield
 
 
+def typical(steps: list[dict[str, float]], config: DistillConfig) -> dict[str, float]:
+    """A step's seconds by part, the steps (from the run's second) being of two kinds in ``default``: the medians with
+    the terms on maps and without, weighted by the recipe's share of each, not by that of this short run."""
+    if config.recipe != "default" or config.loss.feature_share is None:
+        kinds = [(1.0, steps)]
+    else:
+        last = round(config.loss.feature_share * config.training.steps) - 1
+        share = RECIPES["default"]["loss"]["feature_share"]
+        kinds = [(share, steps[:last]), (1 - share, steps[last:])]
+    names = {name for step in steps for name in step}
+    return {
+        name: sum(share * statistics.median(step.get(name, 0.0) for step in kind) for share, kind in kinds)
+        for name in names
+    }
+
+
 def measure(config: DistillConfig, plain: PlainLoop) -> dict[str, Any]:
     """Median seconds of a step of both and of our parts, and the losses of both, step by step."""
     spent: dict[str, float] = defaultdict(float)
@@ -180,10 +200,11 @@ def measure(config: DistillConfig, plain: PlainLoop) -> dict[str, Any]:
         distill(config)
     rows = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
     pairs = list(zip((loss for _, loss in theirs), (row["loss"] for row in rows), strict=False))
+    step = typical(ours[1:], config)  # the first warms up
     return {
-        "plain": statistics.median(seconds for seconds, _ in theirs[1:]),  # the first warms up
-        "ours": statistics.median(step["step"] for step in ours[1:]),
-        "parts": {part: statistics.median(step.get(part, 0.0) for step in ours[1:]) for part in PARTS},
+        "plain": statistics.median(seconds for seconds, _ in theirs[1:]),
+        "ours": step["step"],
+        "parts": {part: step.get(part, 0.0) for part in PARTS},
         "loss_difference": max(abs(one - other) / abs(one) for one, other in pairs),
     }
 
@@ -202,8 +223,8 @@ def measure_processes(config: DistillConfig, processes: int, plain: float) -> di
     )
     rows = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
     elapsed = [row["step"] * config.training.batch_size / row["images_per_second"] for row in rows]
-    steps = [after - before for before, after in pairwise(elapsed)]
-    return {"plain": plain, "ours": statistics.median(steps), "parts": {}}
+    steps = [{"step": after - before} for before, after in pairwise(elapsed)]
+    return {"plain": plain, "ours": typical(steps, config)["step"], "parts": {}}
 
 
 def inputs_of(architecture: str, folder: Path) -> tuple[str, str]:
@@ -211,7 +232,9 @@ def inputs_of(architecture: str, folder: Path) -> tuple[str, str]:
     if architecture == "digits":
         return "builtin:digits", "builtin:digits"
     torch.manual_seed(0)
-    RedDDPMPipeline(UNet2DModel.from_config(CIFAR10), DDPMScheduler()).save_pretrained(folder / "teacher")
+    RedDDPMPipeline(UNet2DModel.from_config(ARCHITECTURES[architecture]), DDPMScheduler()).save_pretrained(
+        folder / "teacher"
+    )
     images = np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)
     np.savez(folder / "images.npz", images=images)
     return str(folder / "teacher"), str(folder / "images.npz")
@@ -219,7 +242,7 @@ def inputs_of(architecture: str, folder: Path) -> tuple[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architecture", choices=("cifar10", "digits"), default="cifar10")
+    parser.add_argument("--architecture", choices=("cifar10", "digits", "tiny"), default="cifar10")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5, help="steps of each loop that are timed, in each row")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

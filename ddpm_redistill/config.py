@@ -17,10 +17,11 @@ class StudentConfig:
     """What is changed to make the student. None: as the recipe says.
 
     Args:
-        reduction: how many times smaller the student's feature maps are, a side.
+        reduction: how many times smaller the student's feature maps are than its teacher's, a side.
         red_placement: full (around the stem, the head and every strided sampler), outer (stem and head) or none.
         red_norm: normalisation inside RED blocks.
-        red_start: paper (default initialisation) or identity (each block starts close to y = x).
+        red_start: paper (default initialisation) or identity (each block starts close to y = x); of blocks that the
+            teacher, a student itself, has not.
         start: teacher (warm start: its weights wherever shapes allow) or random.
         head_start: of a warm start's last layer, teacher or zero (its output means something else where the student
             predicts another quantity).
@@ -43,12 +44,13 @@ class StudentConfig:
 class LossConfig:
     """Weights of the loss terms. None: as the recipe says, which is 0 for most.
 
-    The teacher is run as far as they need: not at all for task alone, to the last map that is compared without output.
+    The teacher is run as far as they need: not at all for task alone, without output to the last map that is compared.
 
     Args:
         task: weight of the noise-prediction loss, MSE(epsilon, noise).
         output: weight of MSE(epsilon, teacher's epsilon).
-        red: weight (the paper's alpha) of the RED alignment loss; it and all below compare maps at the RED blocks.
+        red: weight (the paper's alpha) of the RED alignment loss; it and all below compare maps where a full
+            placement has RED blocks, whether there is one or not.
         red_distance: distance between channel-averaged maps, mse or cosine.
         feature: weight of the MSE of whole maps, where the channel counts of student and teacher agree.
         fitnet: weight of that MSE after a trained 1x1 convolution from the student's channels to the teacher's.
@@ -60,6 +62,8 @@ class LossConfig:
         gamma: where the weighting is cut off.
         clip_sample: in task and output, count no error where the prediction of x_0 is past the range that the
             teacher's scheduler clips it to, and the target at that end of it; without effect if it does not clip.
+        feature_share: the share of the steps, from the first, in which the terms on feature maps (red to similarity)
+            count; after it there is no pass of the teacher for them.
     """
 
     task: float | None = None
@@ -74,6 +78,7 @@ class LossConfig:
     weighting: Literal["none", "min_snr", "snr_plus_one"] | None = None
     gamma: float | None = None
     clip_sample: bool | None = None
+    feature_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,13 +210,21 @@ PAPER_STUDENT = {
     "prediction_type": "epsilon",
 }
 NO_TERM = dict.fromkeys(LOSS_TERMS, 0.0)
-PAPER_LOSS = {**NO_TERM, "task": 1.0, "red": 50.0, "weighting": "none", "gamma": 5.0, "clip_sample": False}
+PAPER_LOSS = {
+    **NO_TERM,
+    "task": 1.0,
+    "red": 50.0,
+    "weighting": "none",
+    "gamma": 5.0,
+    "clip_sample": False,
+    "feature_share": 1.0,
+}
 
 # What each recipe says for the settings that a config leaves open; docs/recipe.md says why.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
         "student": {
-            "red_placement": "full",
+            "red_placement": "outer",
             "red_norm": "batch",
             "red_start": "identity",
             "start": "teacher",
@@ -221,10 +234,12 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "loss": {
             **NO_TERM,
             "task": 1.0,
+            "red": 10.0,
             "red_distance": "mse",
             "weighting": "snr_plus_one",
             "gamma": 2.0,
             "clip_sample": True,
+            "feature_share": 0.25,
         },
     },
     "redistill": {"student": PAPER_STUDENT, "loss": {**PAPER_LOSS, "red_distance": "mse"}},
@@ -249,12 +264,13 @@ def resolve(config: DistillConfig) -> DistillConfig:
             raise UserError(f"loss.{name} must be zero or positive, not {weight}")
     if not 0 < loss["gamma"] < float("inf"):
         raise UserError(f"loss.gamma must be positive, not {loss['gamma']}")
+    if not 0 < loss["feature_share"] <= 1:
+        raise UserError(f"loss.feature_share must be above 0 and at most 1, not {loss['feature_share']}")
     if not any(weights.values()):
         names = ", ".join(f"loss.{name}" for name in LOSS_TERMS)
         raise UserError(f"all loss weights are 0: nothing would be learned, set one of {names}")
-    for name in FEATURE_TERMS:
-        if weights[name] and student["red_placement"] == "none":
-            raise UserError(f"loss.{name} is not 0 but student.red_placement is none: there is no RED block to align")
+    if loss["feature_share"] < 1 and not weights["task"] + weights["output"]:
+        raise UserError("loss.task and loss.output are 0: nothing is left after loss.feature_share, set it to 1")
     return replace(config, student=StudentConfig(**student), loss=LossConfig(**loss))
 
 

@@ -18,11 +18,14 @@ from training_helpers import SIZE, TRAIN, UNET_WEIGHTS, make_images, make_tiny_t
 
 
 class Row(NamedTuple):
-    """``argv`` with {place}, {data}, {good} (a config) and {out} (where results would go); ``words`` of the line."""
+    """``argv`` with {place}, {data}, {good} (a config) and {out} (where results would go); ``words`` of the line.
+
+    ``without``: a package that is not installed."""
 
     what: str
     argv: str
     words: str
+    without: str = ""
 
 
 def bomb_png(width: int, height: int) -> bytes:
@@ -201,7 +204,7 @@ def rows() -> list[Row]:
         Row("a negative size", f"{distill} --image_size -16", "image_size must be at least 1, not -16"),
         Row("an unknown policy", f"{distill} --on_bad_image ignore", "on_bad_image"),
         Row("parts that do not divide the batch", f"{distill} --training.gradient_accumulation 3", "a multiple of 3"),
-        Row("weights of the loss all 0", f"{distill} --loss.task 0", "nothing would be learned"),
+        Row("weights of the loss all 0", f"{distill} --loss.task 0 --loss.red 0", "nothing would be learned"),
         Row("an unknown prediction", f"{distill} --student.prediction_type x", "student.prediction_type"),
         Row("a size that does not divide", f"{distill} --image_size 20", "does not divide by 8"),
         Row(

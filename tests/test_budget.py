@@ -18,7 +18,7 @@ from ddpm_redistill.students import budget as budget_module
 from ddpm_redistill.students.budget import BudgetPlan, Candidate, plan_under_budget
 from ddpm_redistill.students.derive import derive_student
 from ddpm_redistill.students.footprint import unet_memory
-from ddpm_redistill.students.plan import build_on_meta
+from ddpm_redistill.students.network import build_on_meta
 
 EXECUTIONS = (None, *LEAN_SETTINGS)
 THREE_LEVELS = {
@@ -48,10 +48,11 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # --- order and laziness
 
 
-@pytest.mark.parametrize(("counts", "placements"), [("activations", ["full"]), ("total", ["full", "outer"])])
-def test_order(tiny_config: dict[str, Any], counts: Any, placements: list[str]) -> None:
-    found = plan_under_budget(tiny_config, 1, counts)
-    networks = [(1, None), *((reduction, placement) for reduction in (2, 4, 8) for placement in placements)]
+@pytest.mark.parametrize("counts", ["activations", "total"])
+@pytest.mark.parametrize("placement", [None, "full"])
+def test_order(tiny_config: dict[str, Any], counts: Any, placement: str | None) -> None:
+    found = plan_under_budget(tiny_config, 1, counts, red_placement=placement)
+    networks = [(1, None), *((reduction, placement or "outer") for reduction in (2, 4, 8))]
     dtypes = ("float32", "bfloat16")
     expected = [(*network, dtype, lean) for network in networks for dtype in dtypes for lean in EXECUTIONS]
     assert [key(candidate) for candidate in found.candidates] == expected
@@ -95,7 +96,7 @@ def test_total_counts_the_weights(tiny_config: dict[str, Any]) -> None:
 
 def exact(config: dict[str, Any], candidate: Candidate) -> int:
     """By ``profile_memory``."""
-    network = budget_module._networks(config, candidate.reduction, candidate.red_placement, "activations")[0]
+    network = budget_module._network(config, candidate.reduction, candidate.red_placement)
     unet = network.unets[torch.float32]
     profile = unet_memory(unet, dtype=getattr(torch, candidate.dtype), lean=candidate.lean)
     assert profile.weights == candidate.weights
@@ -132,7 +133,7 @@ def test_the_promise_on_the_tiny_teacher(
     tiny_config: dict[str, Any], reduction: int, dtype: str, lean: str | None
 ) -> None:
     """The budget is what this candidate takes, to the byte: it, or one that is no larger, is chosen."""
-    network = budget_module._networks(tiny_config, reduction, "full", "activations")[0]
+    network = budget_module._network(tiny_config, reduction, None)
     peak = unet_memory(network.unets[torch.float32], dtype=getattr(torch, dtype), lean=lean).tensor_peak
     found = plan_under_budget(tiny_config, peak, reduction=reduction)
     assert found.chosen
@@ -201,7 +202,8 @@ def test_the_commands_name_what_was_chosen(capsys: pytest.CaptureFixture[str], t
     chosen = json.loads(capsys.readouterr().out)["chosen"]
     main([*argv, "--budget", str(chosen["activations"] - 1)])
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        f"ddpm-redistill distill --teacher {teacher_folder} --data DATA --student.reduction 2 --image_size 32",
+        f"ddpm-redistill distill --teacher {teacher_folder} --data DATA --student.reduction 2"
+        f" --student.red_placement {chosen['red_placement']} --image_size 32",
         "ddpm-redistill sample runs/distill/student --output samples --batch_size 1 --lean fast",
     ]
 

@@ -115,7 +115,7 @@ sys.exit(f"imported {{sorted(heavy)}}" if heavy else 0)
 
 
 def test_plan_of_the_cifar10_teacher(capsys, place):
-    found = json.loads(output(capsys, "plan", place / "cifar10", "--json"))
+    found = json.loads(output(capsys, "plan", place / "cifar10", "--red_placement", "full", "--json"))
     assert found["plan"]["teacher_strides"] == [1, 2, 2, 2]
     assert found["plan"]["student_strides"] == [2, 2, 2, 1]
     assert len(found["plan"]["blocks"]) == 10
@@ -239,7 +239,7 @@ def test_the_demo_distils_and_evaluates(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("ddpm_redistill.training.distill.distill", distill)
     monkeypatch.setattr("ddpm_redistill.evaluation.evaluate.evaluate", evaluate)
-    monkeypatch.setattr("ddpm_redistill.verbs.summary", lambda report: "figures")
+    monkeypatch.setattr("ddpm_redistill.cli.verbs.summary", lambda report: "figures")
     main(["demo", "--output_dir", str(tmp_path / "run"), "--seed", "3"])
     config, evaluated = seen["config"], seen["evaluated"]
     assert (config.recipe, config.teacher, config.seed) == ("default", "builtin:digits", 3)

@@ -5,10 +5,10 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 import torch
 import yaml
+from diffusers import DDPMScheduler
 from training_helpers import UNET
 
 from ddpm_redistill.config import (
-    FEATURE_TERMS,
     LOSS_TERMS,
     RECIPES,
     DistillConfig,
@@ -20,6 +20,9 @@ from ddpm_redistill.config import (
 )
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.files import read_metrics, write_aside
+from ddpm_redistill.pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ddpm_redistill.students.derive import derive_student
+from ddpm_redistill.students.plan import plan_student
 from ddpm_redistill.training.run_folder import RunFolder, flatten, settings_text
 from ddpm_redistill.training.teach import build_teacher
 
@@ -49,6 +52,7 @@ PAPER_STUDENT = {
 
 
 PAPER_LOSS = {**NO_TERM, "task": 1.0, "red": 50.0, "weighting": "none", "gamma": 5.0, "clip_sample": False}
+PAPER_LOSS["feature_share"] = 1.0
 
 
 def settled(config: DistillConfig) -> tuple[dict, dict]:
@@ -72,9 +76,9 @@ def test_redistill_cosine_is_the_papers():
 
 def test_default_recipe_starts_from_the_teacher_with_red_blocks():
     student, loss = settled(DistillConfig())
-    assert (student["start"], student["red_placement"]) == ("teacher", "full")
-    weighting = {"weighting": "snr_plus_one", "gamma": 2.0, "clip_sample": True}
-    assert loss == {**NO_TERM, "task": 1.0, "red_distance": "mse", **weighting}
+    assert (student["start"], student["red_placement"]) == ("teacher", "outer")
+    weighting = {"weighting": "snr_plus_one", "gamma": 2.0, "clip_sample": True, "feature_share": 0.25}
+    assert loss == {**NO_TERM, "task": 1.0, "red": 10.0, "red_distance": "mse", **weighting}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -103,7 +107,7 @@ def test_what_is_given_beats_the_recipe(recipe):
 @pytest.mark.parametrize("name", LOSS_TERMS)
 def test_any_one_term_is_a_loss(name):
     only = {**dict.fromkeys(LOSS_TERMS, 0.0), name: 0.5}
-    _, loss = settled(DistillConfig(loss=LossConfig(**only)))
+    _, loss = settled(DistillConfig(loss=LossConfig(**only, feature_share=1.0)))
     assert {name: loss[name] for name in LOSS_TERMS} == only
 
 
@@ -153,14 +157,14 @@ def test_image_size_is_positive(size):
         (DistillConfig(loss=LossConfig(red=float("nan"))), "loss.red must be zero or positive, not nan"),
         (DistillConfig(loss=LossConfig(gamma=-5.0)), "loss.gamma must be positive"),
         (DistillConfig(loss=LossConfig(task=0.0, output=0.0, red=0.0)), "nothing would be learned"),
-        (DistillConfig(recipe="redistill", student=StudentConfig(red_placement="none")), "no RED block to align"),
         *[
             (
-                DistillConfig(loss=LossConfig(**{name: 1.0}), student=StudentConfig(red_placement="none")),
-                f"loss.{name} is not 0 but student.red_placement is none",
+                DistillConfig(loss=LossConfig(feature_share=share)),
+                f"feature_share must be above 0 and at most 1, not {share}",
             )
-            for name in FEATURE_TERMS
+            for share in (0.0, -0.1, 1.1, float("nan"))
         ],
+        (DistillConfig(loss=LossConfig(task=0.0)), "nothing is left after loss.feature_share, set it to 1"),
         *[
             (DistillConfig(loss=LossConfig(**{name: -1.0})), f"loss.{name} must be zero or positive, not -1.0")
             for name in LOSS_TERMS
@@ -227,6 +231,13 @@ def test_a_start_of_another_network_is_refused(tiny_teacher, teacher_folder, cha
     with pytest.raises(UserError) as refused:
         build_teacher(TeachConfig(**{"image_size": 16, "start": str(teacher_folder), **changes, "unet": unet}))
     assert message in str(refused.value)
+
+
+def test_a_student_is_no_start_of_a_teacher(tiny_teacher, tmp_path):
+    student = derive_student(tiny_teacher, plan_student(dict(tiny_teacher.config)))
+    RedDDPMPipeline(student, DDPMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is a student, give a UNet2DModel: distill goes on from students"):
+        build_teacher(TeachConfig(unet=like(tiny_teacher), image_size=16, start=str(tmp_path)))
 
 
 # --- the run folder keeps them

@@ -1,5 +1,6 @@
 """A network in another format gives the outputs and images of the original, or there is no file."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,14 @@ def test_difference_finds_what_differs(student: str) -> None:
     assert difference(unet, call(1 + 2 * TOLERANCE), 1000, 5) == pytest.approx(2 * TOLERANCE, rel=0.05)
     assert difference(unet, call(float("inf")), 1000) != difference(unet, call(float("inf")), 1000)  # NaN
     assert difference(unet, lambda sample, timestep: unet(sample, 7).sample, 1000) > 1e-2
+
+
+def test_an_output_of_zeros_has_no_difference(tiny_teacher: UNet2DModel) -> None:
+    unet = copy.deepcopy(tiny_teacher)
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    assert difference(unet, lambda sample, timestep: unet(sample, timestep).sample, 1000) == 0
+    assert difference(unet, lambda sample, timestep: torch.full_like(sample, 1e-9), 1000) > TOLERANCE
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(None, [1, 2, 3] * 3 + [1, 1]), (8, [8] * 3), (64, [64])])

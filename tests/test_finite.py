@@ -85,6 +85,14 @@ def test_the_watch_keeps_the_first_of_several(tmp_path):
         watch.check(Accelerator(), tmp_path)
 
 
+def test_the_watch_sees_steps_of_fewer_parts(tmp_path):
+    watch = FiniteWatch(torch.device("cpu"))
+    watch.see(1, {"a": torch.tensor(1.0), "b": torch.tensor(1.5)})
+    watch.see(2, {"a": torch.tensor(math.nan)})
+    with pytest.raises(UserError, match=r"step 2 \(a nan, b 0\)"):
+        watch.check(Accelerator(), tmp_path)
+
+
 def test_a_watch_that_saw_nothing_bad_is_silent(tmp_path):
     watch = FiniteWatch(torch.device("cpu"))
     watch.see(1, {"a": torch.tensor(1e30)})

@@ -8,7 +8,7 @@ import pytest
 
 from ddpm_redistill import StudentConfig
 from ddpm_redistill.cli import main
-from ddpm_redistill.cli_text import free_width_text
+from ddpm_redistill.cli.text import free_width_text
 from ddpm_redistill.students.derive import build_student, student_on_meta
 from ddpm_redistill.students.footprint import unet_memory
 from ddpm_redistill.students.free_width import FreeWidth, free_width
@@ -41,8 +41,8 @@ def test_what_is_free_of_the_cifar10_student(cifar10_config: dict[str, Any]) -> 
     free = free_width(cifar10_config, plan_student(cifar10_config), 1_837_576, None)
     assert free.to_dict() == {
         "widen": [1, 1, 2, 2],
-        "parameters": 105_722_252,
-        "parameters_before": 40_352_396,
+        "parameters": 97_521_036,
+        "parameters_before": 36_085_388,
         "weights": free.weights,
         "weights_before": free.weights_before,
         "lean": None,

@@ -20,6 +20,7 @@ from report_helpers import full_report
 from training_helpers import UNET_WEIGHTS, make_images, make_tiny_teacher
 
 from ddpm_redistill.cli import build_parser
+from ddpm_redistill.cli.verbs import as_settings
 from ddpm_redistill.config import DistillConfig, resolve
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.evaluation.pages import compare_page
@@ -28,7 +29,6 @@ from ddpm_redistill.sources.images import open_images, read_npz
 from ddpm_redistill.sources.teacher import find_model, load_pipeline
 from ddpm_redistill.students.footprint import network_of
 from ddpm_redistill.students.plan import plan_student
-from ddpm_redistill.verbs import as_settings
 
 PARSER = build_parser()[0]
 SETTINGS = [
@@ -200,13 +200,18 @@ def test_weights_of_any_header(
         load_pipeline(str(folder))
 
 
+PLAN_KEYS = ["blocks", "widen", "reduction", "red_norm", "teacher_strides", "student_strides", "sample_size", "x"]
+
+
 @examples(20)
-@given(changes=st.dictionaries(st.sampled_from(["blocks", "widen", "reduction", "red_norm", "x"]), values, min_size=1))
+@given(changes=st.dictionaries(st.sampled_from(PLAN_KEYS), values, min_size=1))
 def test_plans_of_any_values(tiny_config: dict[str, Any], changes: dict[str, Any]) -> None:
-    """A student's config holds its plan; ``memory`` builds the network from it."""
+    """A student's config holds its plan; ``memory`` builds the network from it, ``plan`` plans from there."""
     plan = {**plan_student(tiny_config).to_dict(), **changes}
-    with only_user_errors():
-        network_of({**tiny_config, "_class_name": "RedUNet2DModel", "student_plan": plan})
+    config = {**tiny_config, "_class_name": "RedUNet2DModel", "student_plan": plan}
+    for use in (network_of, plan_student):
+        with only_user_errors():
+            use(config)
 
 
 # --- reports

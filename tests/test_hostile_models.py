@@ -186,6 +186,38 @@ def test_a_students_code_is_the_packages(plain, marker, tmp_path) -> None:
     assert not marker.exists()
 
 
+SPOILT_PLANS: list[tuple[dict[str, Any], str]] = [
+    ({"widen": [1, 1, 1, 2]}, "widened: give the teacher that it was made from"),
+    ({"widen": "ab"}, "not a student plan: widen is"),
+    ({"reduction": 2**40}, "not a student plan: reduction is"),
+    ({"teacher_strides": [0, 2, 2, 2]}, "not a student plan: teacher_strides is"),
+    ({"teacher_strides": [4, 2, 1, 1]}, "not a student plan: reduction is 2, of a teacher of 4"),
+    ({"sample_size": None}, "not a student plan: sample_size is"),
+    ({"blocks": None}, "not a student plan"),
+    ({"blocks": [{"name": "conv_in.red_out"}]}, "not a student plan"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), SPOILT_PLANS, ids=str)
+def test_a_students_plan_that_is_none(spoil, words, plain, tmp_path, capsys) -> None:
+    """As a teacher: nothing is built from what it says but networks on no memory."""
+    teacher = load_teacher(str(plain))
+    folder = tmp_path / "in" / "student"
+    student = derive_student(teacher.unet, plan_student(dict(teacher.unet.config)))
+    RedDDPMPipeline(student, teacher.scheduler).save_pretrained(folder)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    edit(folder / "unet" / "config.json", student_plan={**config["student_plan"], **spoil})
+    before = snapshot(tmp_path)
+    for argv in (["plan", str(folder)], ["distill", "--teacher", str(folder), "--output_dir", str(tmp_path / "run")]):
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        assert ended.value.code == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert words in line or argv[0] == "distill"  # whose weights are read first
+    assert snapshot(tmp_path) == before
+
+
 def test_diffusers_asks_for_consent_too(folder, marker) -> None:
     """What a folder's own code needs of ``from_pretrained``, which is diffusers': the person's word."""
     own_code(folder, marker)

@@ -28,7 +28,7 @@ from ddpm_redistill.pipelines.lean import LEAN_SETTINGS
 from ddpm_redistill.pipelines.red_block import REDBlock, fold_batch_norms
 from ddpm_redistill.students.derive import student_on_meta
 from ddpm_redistill.students.footprint import unet_memory
-from ddpm_redistill.students.plan import build_on_meta
+from ddpm_redistill.students.network import build_on_meta
 
 MIB = 2**20
 

@@ -58,7 +58,7 @@ def run_loop(folder: Path, *, loss_modules=None, resume=False, objective=objecti
     folder.mkdir(exist_ok=True)
     accelerator = make_accelerator(config, run)
     train(
-        network, objective, {"task": 1.0}, draws, sampler, config, run, accelerator,
+        network, lambda _: objective, {"task": 1.0}, draws, sampler, config, run, accelerator,
         resume=resume, loss_modules=loss_modules,
     )  # fmt: skip
     return network

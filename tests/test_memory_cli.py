@@ -14,7 +14,7 @@ from training_helpers import UNET, make_tiny_teacher
 
 from ddpm_redistill import UserError, derive_student, plan_student
 from ddpm_redistill.cli import main
-from ddpm_redistill.cli_text import SHOWN_AT_PEAK, memory_table
+from ddpm_redistill.cli.text import SHOWN_AT_PEAK, memory_table
 from ddpm_redistill.pipelines.lean import LEAN_SETTINGS, CannotRunLeanError
 from ddpm_redistill.students.footprint import (
     memory_profiles,

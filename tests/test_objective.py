@@ -19,9 +19,16 @@ from ddpm_redistill.students.derive import derive_student
 from ddpm_redistill.students.plan import StudentPlan, plan_student
 from ddpm_redistill.training.checkpoint import list_checkpoints, load_checkpoint
 from ddpm_redistill.training.distill import distill
-from ddpm_redistill.training.objective import check_terms, distillation_objective, make_regressors
+from ddpm_redistill.training.objective import (
+    alignment,
+    check_terms,
+    distillation_objective,
+    make_regressors,
+    objective_of_steps,
+)
 
 OFF = {**dict.fromkeys(LOSS_TERMS, 0.0), "red_distance": "mse", "weighting": "none", "gamma": 5.0, "clip_sample": False}
+OFF["feature_share"] = 1.0
 
 
 def loss_of(**weights: float) -> LossConfig:
@@ -45,8 +52,9 @@ def parts_and_gradients(networks, loss: LossConfig, names: tuple[str, ...]):
     """The loss parts of a batch, and the student's gradients of the sum of the named ones."""
     teacher, plan, student = networks
     student.zero_grad(set_to_none=True)
-    regressors = make_regressors(loss, plan, seed=0)
-    objective = distillation_objective(teacher, student, plan, loss, torch.device("cpu"))
+    aligned = alignment(dict(teacher.unet.config), plan)
+    regressors = make_regressors(loss, aligned, seed=0)
+    objective = distillation_objective(teacher, student, plan, loss, aligned, torch.device("cpu"))
     parts = objective(student, batch_of(), *filter(None, [regressors]))
     sum(parts[name] for name in names).backward()
     return parts, {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
@@ -102,7 +110,7 @@ def test_the_clip_of_the_teachers_scheduler_is_the_one_that_counts(networks) -> 
         config = {**teacher.scheduler.config, "clip_sample": clips}
         other = replace(teacher, scheduler=type(teacher.scheduler).from_config(config))
         loss = LossConfig(**{**OFF, "task": 1.0, "output": 1.0, "clip_sample": clip_sample})
-        objective = distillation_objective(other, student, plan, loss, torch.device("cpu"))
+        objective = distillation_objective(other, student, plan, loss, (), torch.device("cpu"))
         return objective(lambda noisy, timesteps: SimpleNamespace(sample=torch.full_like(noisy, value)), batch)
 
     assert plan.prediction_type == "sample"
@@ -113,17 +121,29 @@ def test_the_clip_of_the_teachers_scheduler_is_the_one_that_counts(networks) -> 
     assert 0 < parts_of(True, True, -3.0)["output"] < parts_of(False, True, -3.0)["output"]
 
 
-def test_terms_are_means_over_the_red_blocks(networks) -> None:
-    """Maps read by two forwards here; ``feature`` only where channels agree, ``fitnet`` after its regressors."""
-    teacher, plan, student = networks
+@pytest.mark.parametrize("placement", ["full", "outer", "none"])
+def test_terms_are_means_over_the_places_of_all_red_blocks(inputs, placement) -> None:
+    """Where a block is missing, of what its layer takes in or puts out. Maps are read by two forwards here; ``feature``
+    counts only where channels agree, ``fitnet`` after its regressors."""
+    teacher = load_teacher(inputs["teacher"])
+    options = StudentConfig(head_start="teacher", red_placement=placement)
+    plan, full = (
+        plan_student(dict(teacher.unet.config), chosen) for chosen in (options, replace(options, red_placement="full"))
+    )
+    student = derive_student(teacher.unet, plan)
+    networks, there = (teacher, plan, student), {block.name for block in plan.blocks}
+    assert len(there) == {"full": len(full.blocks), "outer": 2, "none": 0}[placement]
     found, _ = parts_and_gradients(networks, loss_of(red=1.0, feature=1.0, fitnet=1.0), FEATURE_TERMS[:3])
     batch = batch_of()
     noisy = teacher.scheduler.add_noise(batch["images"], batch["noise"], batch["timesteps"])
-    regressors = make_regressors(loss_of(fitnet=1.0), plan, seed=0)
+    regressors = make_regressors(loss_of(fitnet=1.0), full.blocks, seed=0)
     sums: dict[str, list[torch.Tensor]] = {"red": [], "feature": [], "fitnet": []}
     with torch.no_grad():
-        for i, block in enumerate(plan.blocks):
-            mine, its = Tap(block.name, "output"), Tap(block.teacher_layer, block.teacher_side)  # type: ignore[arg-type]
+        for i, block in enumerate(full.blocks):
+            layer, side = block.name.rsplit(".", 1)
+            bare = Tap(layer, "input" if side == "red_in" else "output")
+            mine = Tap(block.name, "output") if block.name in there else bare
+            its = Tap(block.teacher_layer, block.teacher_side)  # type: ignore[arg-type]
             with reading(student, [mine]) as seen, reading(teacher.unet, [its]) as wanted:
                 student(noisy, batch["timesteps"])
                 teacher.unet(noisy, batch["timesteps"])
@@ -133,21 +153,61 @@ def test_terms_are_means_over_the_red_blocks(networks) -> None:
             sums["fitnet"].append((regressors.taps[i](pair[0]) - pair[1]).square().mean())
             if block.channels == block.teacher_channels:
                 sums["feature"].append(feature_mse(*pair))
-    assert 0 < len(sums["feature"]) < len(sums["red"]) == len(plan.blocks)
+    assert 0 < len(sums["feature"]) < len(sums["red"]) == len(full.blocks)
     for name, values in sums.items():
         torch.testing.assert_close(found[name].detach(), torch.stack(values).mean())
+
+
+@pytest.mark.parametrize(("share", "steps", "aligned_steps"), [(1.0, 3, 3), (0.5, 6, 3), (0.25, 10, 2)])
+def test_terms_on_maps_count_in_their_share_of_the_steps(networks, share, steps, aligned_steps) -> None:
+    """After it the teacher does not run; with the output loss it runs for that alone."""
+    teacher, plan, student = networks
+    aligned = alignment(dict(teacher.unet.config), plan)
+    ran: list[int] = []
+    handle = teacher.unet.conv_in.register_forward_hook(lambda *args: ran.append(1))
+    for output, others in ((0.0, {"task"}), (1.0, {"task", "output"})):
+        loss = loss_of(task=1.0, red=2.0, output=output, feature_share=share)
+        objective_at = objective_of_steps(teacher, student, plan, loss, aligned, steps, torch.device("cpu"))
+        for step in range(steps):
+            ran.clear()
+            with torch.no_grad():
+                parts = objective_at(step)(student, batch_of())
+            assert parts.keys() == (others | {"red"} if step < aligned_steps else others)
+            assert len(ran) == (step < aligned_steps or output > 0)
+    handle.remove()
+
+
+def test_a_run_past_its_share_resumes_to_the_same_bytes(inputs, tmp_path, monkeypatch) -> None:
+    """Killed before the share ends and after it."""
+    loss = {"red": 3.0, "fitnet": 1.0, "feature_share": 0.5}
+    one = distill_config(inputs, tmp_path / "one", loss=loss, steps=6)
+    distill(one)
+    rows = metrics(tmp_path / "one")
+    assert ["red" in row for row in rows] == [True] * 3 + [False] * 3
+    assert all(
+        row["loss"] == pytest.approx(row["task"] + 3 * row.get("red", 0) + row.get("fitnet", 0), rel=1e-5)
+        for row in rows
+    )
+    for step in (3, 5):
+        killed = distill_config(inputs, tmp_path / f"killed{step}", loss=loss, steps=6)
+        with monkeypatch.context() as patch:
+            kill_at(patch, step)
+            with pytest.raises(Killed):
+                distill(killed)
+        distill(killed, resume=True)
+        assert_same_run(tmp_path / "one", tmp_path / f"killed{step}")
 
 
 # --- what is refused
 
 
 def test_feature_without_a_pair_of_equal_channels_is_refused(networks) -> None:
-    plan = networks[1]
-    some = [block for block in plan.blocks if block.channels != block.teacher_channels]
-    check_terms(loss_of(feature=1.0), plan, 4)
-    with pytest.raises(UserError, match=r"loss\.feature is not 0 but no RED block .* use loss\.fitnet"):
-        check_terms(loss_of(feature=1.0), replace(plan, blocks=tuple(some)), 4)
-    check_terms(loss_of(fitnet=1.0), replace(plan, blocks=tuple(some)), 4)
+    aligned = alignment(dict(networks[0].unet.config), networks[1])
+    some = [block for block in aligned if block.channels != block.teacher_channels]
+    check_terms(loss_of(feature=1.0), aligned, 4)
+    with pytest.raises(UserError, match=r"loss\.feature is not 0 but no map .* use loss\.fitnet"):
+        check_terms(loss_of(feature=1.0), some, 4)
+    check_terms(loss_of(fitnet=1.0), some, 4)
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -162,21 +222,21 @@ def test_similarity_of_a_single_image_is_refused(inputs, tmp_path, dry_run) -> N
 
 
 def test_regressors_come_from_the_seed_alone(networks) -> None:
-    loss, plan = loss_of(fitnet=1.0), networks[1]
+    loss, aligned = loss_of(fitnet=1.0), alignment(dict(networks[0].unet.config), networks[1])
     torch.manual_seed(1)
-    first = make_regressors(loss, plan, seed=7).state_dict()
+    first = make_regressors(loss, aligned, seed=7).state_dict()
     drawn = torch.rand(3)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(3), drawn)  # the global random state is as it was
-    again, other = (make_regressors(loss, plan, seed=seed).state_dict() for seed in (7, 8))
+    again, other = (make_regressors(loss, aligned, seed=seed).state_dict() for seed in (7, 8))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)
-    assert make_regressors(loss_of(red=1.0), plan, seed=7) is None
+    assert make_regressors(loss_of(red=1.0), aligned, seed=7) is None
 
 
 def test_a_resumed_run_with_fitnet_is_the_run_in_one_go(inputs, tmp_path, monkeypatch) -> None:
     runs = tmp_path / "one", tmp_path / "killed"
-    configs = [distill_config(inputs, run, loss={"output": 0.0, "fitnet": 2.0}, steps=6) for run in runs]
+    configs = [distill_config(inputs, run, loss={"fitnet": 2.0, "feature_share": 1.0}, steps=6) for run in runs]
     distill(configs[0])
     with monkeypatch.context() as patch:
         kill_at(patch, 5)
@@ -199,9 +259,8 @@ def test_a_resumed_run_with_fitnet_is_the_run_in_one_go(inputs, tmp_path, monkey
 @pytest.mark.parametrize("name", FEATURE_TERMS)
 def test_a_run_of_each_term(inputs, tmp_path, name) -> None:
     run = tmp_path / "run"
-    assert (
-        distill(distill_config(inputs, run, loss={"task": 1.0, "output": 0.0, name: 3.0}, steps=3)) == run / "student"
-    )
+    loss = {"task": 1.0, "red": 0.0, name: 3.0, "feature_share": 1.0}
+    assert distill(distill_config(inputs, run, loss=loss, steps=3)) == run / "student"
     rows = metrics(run)
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
@@ -213,6 +272,6 @@ def test_a_run_of_each_term(inputs, tmp_path, name) -> None:
 
 def test_a_run_of_all_terms_together(inputs, tmp_path) -> None:
     weights = {name: 0.5 + i for i, name in enumerate(LOSS_TERMS)}
-    distill(distill_config(inputs, tmp_path / "run", loss=weights, steps=2))
+    distill(distill_config(inputs, tmp_path / "run", loss={**weights, "feature_share": 1.0}, steps=2))
     for row in metrics(tmp_path / "run"):
         assert row["loss"] == pytest.approx(sum(weight * row[name] for name, weight in weights.items()), rel=1e-5)

@@ -9,14 +9,15 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from memory_helpers import CELEBAHQ
+from student_helpers import assert_blocks_meet, equal_states, image
 from torch.nn import functional as F
 
 from ddpm_redistill import RedUNet2DModel, StudentConfig, StudentPlan, UserError
 from ddpm_redistill.core.memory import profile_memory
-from ddpm_redistill.core.taps import Tap, reading
 from ddpm_redistill.students.derive import build_student, derive_student
 from ddpm_redistill.students.footprint import planned_memory
-from ddpm_redistill.students.plan import build_on_meta, plan_student
+from ddpm_redistill.students.network import build_on_meta
+from ddpm_redistill.students.plan import plan_student
 
 CIFAR10_BLOCKS = [
     ("conv_in.red_out", "down_blocks.0.downsamplers.0", "output", 16),
@@ -49,26 +50,10 @@ REFUSED = {
 def make(config: dict[str, Any], **student: Any) -> tuple[UNet2DModel, StudentPlan, RedUNet2DModel]:
     torch.manual_seed(0)
     teacher = UNet2DModel(**config).eval()
-    plan = plan_student(dict(teacher.config), StudentConfig(**{"head_start": "teacher", **student}))
+    plan = plan_student(
+        dict(teacher.config), StudentConfig(**{"red_placement": "full", "head_start": "teacher", **student})
+    )
     return teacher, plan, derive_student(teacher, plan).eval()
-
-
-def image(config: dict[str, Any], device: str = "cpu", batch: int = 2) -> torch.Tensor:
-    size = 256 if config["sample_size"] == 256 else 16
-    return torch.randn(batch, config["in_channels"], size, size, device=device)
-
-
-def assert_blocks_meet(teacher: UNet2DModel, plan: StudentPlan, student: UNet2DModel, x: torch.Tensor) -> None:
-    """Measured: each block's output is as large as the teacher's map, with the channels that the plan says."""
-    mine = [Tap(block.name, "output") for block in plan.blocks]
-    theirs = [Tap(block.teacher_layer, block.teacher_side) for block in plan.blocks]  # type: ignore[arg-type]
-    timesteps = torch.full((len(x),), 10, device=x.device)
-    with torch.no_grad(), reading(student, mine) as own, reading(teacher, theirs) as matched:
-        assert student(x, timesteps).sample.shape == teacher(x, timesteps).sample.shape == x.shape
-        for block, tap, teacher_tap in zip(plan.blocks, mine, theirs, strict=True):
-            assert own[tap].shape[1:] == (block.channels, block.resolution, block.resolution)
-            assert matched[teacher_tap].shape[1:] == (block.teacher_channels, block.resolution, block.resolution)
-            assert block.teacher_resolution == block.resolution
 
 
 @pytest.mark.parametrize(
@@ -95,7 +80,7 @@ def test_reductions_on_the_built_network(
     tiny_config: dict[str, Any], config: dict[str, Any], reduction: Any, strides: tuple, blocks: int
 ) -> None:
     config = {**tiny_config, **config}
-    plan = plan_student(config, StudentConfig(reduction=reduction))
+    plan = plan_student(config, StudentConfig(reduction=reduction, red_placement="full"))
     assert plan.teacher_strides == (1, *[2] * (len(strides) - 1))
     assert plan.student_strides == strides
     assert len(plan.blocks) == blocks
@@ -105,7 +90,7 @@ def test_reductions_on_the_built_network(
 
 
 def test_plan_says_itself_and_survives_json(cifar10_config: dict[str, Any]) -> None:
-    plan = plan_student(cifar10_config)
+    plan = plan_student(cifar10_config, StudentConfig(red_placement="full"))
     assert StudentPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     lines = str(plan).splitlines()
     assert "[1, 2, 2, 2] -> [2, 2, 2, 1]" in lines[0]
@@ -196,11 +181,6 @@ def test_stem_and_head_start(tiny_config: dict[str, Any], reduction: Any) -> Non
         torch.testing.assert_close(stem[:, :, 1:, 1:], means, rtol=1e-5, atol=1e-5)
         repeated = teacher.conv_out(hidden).repeat_interleave(reduction, 2).repeat_interleave(reduction, 3)
         torch.testing.assert_close(student.conv_out(hidden), repeated, rtol=1e-5, atol=1e-6)
-
-
-def equal_states(one: UNet2DModel, other: UNet2DModel) -> dict[str, bool]:
-    others = other.state_dict()
-    return {name: torch.equal(value, others[name]) for name, value in one.state_dict().items()}
 
 
 @pytest.mark.parametrize(("placement", "drawn"), [("none", False), ("full", True)])

@@ -142,7 +142,22 @@ def test_pipeline_of_a_teacher_and_of_a_student(
         assert type(pipeline) is RedDDPMPipeline
         assert type(pipeline.unet) is network
         assert not pipeline.unet.training
-    assert "is a student already" in reason(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["RedUNet2DModel.", ""])  # without: as students of before are
+def test_a_student_is_a_teacher_too(tiny_teacher: UNet2DModel, tmp_path: Path, prefix: str) -> None:
+    student = derive_student(tiny_teacher, plan_student(dict(tiny_teacher.config)))
+    RedDDPMPipeline(student, DDPMScheduler(prediction_type="sample")).save_pretrained(tmp_path)
+    config = tmp_path / "unet" / "config.json"
+    config.write_text(config.read_text().replace("RedUNet2DModel.", prefix))
+    teacher = load_teacher(str(tmp_path))
+    assert type(teacher.unet) is RedUNet2DModel
+    assert teacher.scheduler.config.prediction_type == "sample"
+    assert not teacher.unet.training
+    assert not any(parameter.requires_grad for parameter in teacher.unet.parameters())
+    plan = plan_student(dict(teacher.unet.config))
+    assert plan.reduction == 4
+    assert derive_student(teacher.unet, plan)(torch.zeros(1, 1, 16, 16), 10).sample.shape == (1, 1, 16, 16)
 
 
 def test_places_without_a_model(tmp_path: Path, folder: Path) -> None:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, choose_scheduler
+from ..sources.model_config import check_own_size
 from ..sources.teacher import load_pipeline
 
 
@@ -42,10 +43,12 @@ def open_for_sampling(
     ``device``: the GPU where there is one, unless named.
 
     Raises:
-        UserError: as ``load_pipeline``; an unknown scheduler, or a spacing or eta that it cannot use.
+        UserError: as ``load_pipeline`` and ``check_own_size``; an unknown scheduler, or a spacing or eta that it cannot
+            use.
     """
     check_sampler(scheduler, spacing, eta)
     pipeline = load_pipeline(ref, lean=lean or False).set_scheduler(scheduler, spacing=spacing, eta=eta)
+    check_own_size(ref, pipeline.unet.config)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return pipeline.to(device, getattr(torch, dtype))
 

@@ -21,6 +21,9 @@ from .sampling import check_counts, open_for_sampling, sample_batches
 
 log = logging.getLogger("ddpm_redistill")
 
+NO_IMAGES = ("model_index.json", "config.json", "unet/config.json", "provenance.json")
+"""Files of a model's folder, or of a run's: what else is in it are no images to measure."""
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
@@ -82,7 +85,7 @@ def open_subject(ref: str, scheduler: str, spacing: str | None, eta: float) -> S
     """
     path = Path(ref).expanduser()
     if path.is_dir():
-        of_images = not any((path / name).is_file() for name in ("model_index.json", "config.json", "unet/config.json"))
+        of_images = not any((path / name).is_file() for name in NO_IMAGES)
     else:
         of_images = path.is_file() and path.suffix.lower() == ".npz"
     if of_images:

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from ..errors import UserError
 from ..sources.image_files import one_line
 from .description import as_properties
+from .program_file import open_program
 from .verify import Call
 
 log = logging.getLogger("ddpm_redistill")
@@ -35,9 +36,8 @@ def write_executorch(program: ExportedProgram, path: Path, description: dict[str
     except Exception as error:  # the compiler's many types
         raise UserError(f"ExecuTorch cannot take this network: {one_line(error)}") from error
     path.write_bytes(made.buffer)
-    plans = {plan.name: plan for plan in made.executorch_program.execution_plan}
-    arena = sum(plans["forward"].non_const_buffer_sizes)
-    log.info("planned arena: %s bytes, for every activation of a call", f"{arena:,}")
+    arena = open_program(str(path)).memory["planned_arena"]
+    log.info("planned arena: %s bytes, for inputs, output and every activation of a call", f"{arena:,}")
 
 
 def call_executorch(path: Path) -> Call:

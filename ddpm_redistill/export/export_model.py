@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import math
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 from ..errors import UserError
 from ..files import written_aside
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..sources.image_files import one_line
 from ..sources.image_source import ImageSource
 from ..sources.images import open_images
+from ..sources.model_config import check_own_size
 from ..sources.teacher import find_model, load_pipeline, sha256_of
 from .description import describe
 from .tracing import image_shape, trace
@@ -28,6 +31,7 @@ NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """The extra of a format, and its packages."""
 QUANTISED = ("int8_weights", "int8")
+CALIBRATION_IMAGES = 256
 
 
 def export_model(
@@ -39,7 +43,7 @@ def export_model(
     opset: int | None = None,
     quantise: str | None = None,
     data: str | None = None,
-    calibration_images: int = 256,
+    calibration_images: int | None = None,
 ) -> Path:
     """Write a teacher or student to ``output``, whole or not at all -> its path.
 
@@ -48,7 +52,8 @@ def export_model(
         batch_size: of every call of the file; None for any, which ExecuTorch has not.
         opset: of ONNX, 18 (default) to 25.
         quantise: ONNX as "int8_weights", or as "int8": activations too, calibrated on ``data``.
-        data: training images, of which ``calibration_images`` are taken, with noise of timesteps over the schedule.
+        data: training images, of which ``calibration_images`` (256) are taken, with noise of timesteps over the
+            schedule; of another size or colour they are made the network's, as in training.
 
     Raises:
         UserError: a mistake in any argument, before any work; or the file does not give the original's outputs.
@@ -57,6 +62,7 @@ def export_model(
     check_request(path, format, batch_size, opset)
     check_quantisation(format, quantise, data, calibration_images)
     pipeline = load_pipeline(ref)
+    check_own_size(ref, pipeline.unet.config)
     images = None if data is None else _images(data, pipeline)
     description = describe(pipeline, batch_size, sha256_of(find_model(ref).weights), quantised=quantise)
     program = trace(pipeline.unet, batch_size)
@@ -71,7 +77,7 @@ def export_model(
             from .quantise import calibration_feeds
             from .quantise import quantise as quantise_file
 
-            scheduler, count = pipeline.scheduler, calibration_images
+            scheduler, count = pipeline.scheduler, calibration_images or CALIBRATION_IMAGES
             feeds = calibration_feeds(images, scheduler, count=count, batch_size=batch_size) if images else None
             quantise_file(aside, quantise, feeds)
             error = difference(pipeline.unet, caller(aside), timesteps, batch_size)
@@ -92,6 +98,11 @@ def check_request(path: Path, format: str, batch_size: int | None, opset: int | 
         raise UserError(f"{path} exists already: give another --output")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} into")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):  # rather now than after the work
+            pass
+    except OSError as error:
+        raise UserError(f"{path.name} cannot be written into {path.parent}: {one_line(error)}") from error
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
     if batch_size is None and format == "executorch":
@@ -109,7 +120,7 @@ def check_request(path: Path, format: str, batch_size: int | None, opset: int | 
             raise UserError(f"opset {opset} cannot be written: opsets {OPSETS[0]} to {OPSETS[-1]} can")
 
 
-def check_quantisation(format: str, quantise: str | None, data: str | None, calibration_images: int) -> None:
+def check_quantisation(format: str, quantise: str | None, data: str | None, calibration_images: int | None) -> None:
     """Raises UserError for options that do not go together."""
     if quantise not in (None, *QUANTISED):
         raise UserError(f"unknown quantisation {quantise!r}: expected one of {', '.join(QUANTISED)}")
@@ -117,7 +128,9 @@ def check_quantisation(format: str, quantise: str | None, data: str | None, cali
         raise UserError(f"--quantise is for ONNX: format {format} is written in float32")
     if (quantise == "int8") != (data is not None):
         raise UserError("--quantise int8 and --data go together: ranges of activations are measured on training images")
-    if calibration_images < 1:
+    if calibration_images is not None and quantise != "int8":
+        raise UserError("--calibration_images is for --quantise int8: nothing else is calibrated")
+    if calibration_images is not None and calibration_images < 1:
         raise UserError(
             f"the calibration set is empty: calibration_images must be at least 1, not {calibration_images}"
         )

@@ -14,7 +14,7 @@ from ..sources.model_folder import find_model
 from . import measured as m
 from .licence import is_hub_id, licence_of, teacher_folder
 from .markdown import code, listed, number, table, text
-from .student import Student, find_student, part, shown_ref
+from .student import Student, find_student, part, shown_ref, teachers_of
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -80,26 +80,30 @@ def card_files(student: Student, repository: str = HERE) -> dict[str, bytes]:
 
 def card(student: Student, repository: str = HERE) -> ModelCard:
     """Metadata for the hub, and the text."""
-    teacher = student.teacher or ""
+    teachers = teachers_of(student)
     folder = teacher_folder(student.teacher, student.teacher_sha256)
-    licence = licence_of(teacher, folder) if folder else {}
+    licence = licence_of(student.teacher or "", folder) if folder else {}
+    published = (ref for ref, sha256 in teachers if is_hub_id(ref) and teacher_folder(ref, sha256))
     data = student.config.get("data")
     metadata = ModelCardData(
         **{"license": "unknown", **licence},
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=["ddpm", "distillation", "unconditional-image-generation", "ddpm-redistill"],
-        base_model=teacher if folder and is_hub_id(teacher) else None,
+        base_model=next(published, None),
         datasets=[data.removeprefix("hub:")] if isinstance(data, str) and data.startswith("hub:") else None,
     )
-    body = "\n\n".join(filter(None, sections(student, repository, licence)))
+    body = "\n\n".join(filter(None, sections(student, repository, licence, teachers)))
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{MARK}\n\n{body}\n")
 
 
-def sections(student: Student, repository: str, licence: dict[str, Any]) -> Iterator[str]:
+def sections(
+    student: Student, repository: str, licence: dict[str, Any], teachers: list[tuple[str, str | None]]
+) -> Iterator[str]:
     plan, report = student.plan, student.report
     teacher = code(shown_ref(student.teacher)) if student.teacher else "an unrecorded teacher"
-    yield f"# A student of {teacher}: feature maps {number(plan.get('reduction'))}x smaller a side"
+    first = " than those of the first teacher" if of_a_student(student) else ""
+    yield f"# A student of {teacher}: feature maps {number(plan.get('reduction'))}x smaller a side{first}"
     yield (
         f"A DDPM that was distilled from {teacher} by ddpm-redistill ({SOURCE}) so that it needs less memory at its"
         " peak. It samples images without a condition."
@@ -107,7 +111,7 @@ def sections(student: Student, repository: str, licence: dict[str, Any]) -> Iter
     if student.picture is not None:
         yield f"![Sample grids, each under its name]({PICTURE})\n\n*{m.picture_caption(report)}*"
     yield "## Use it\n\n" + usage(student, repository)
-    yield "## What it is\n\n" + table(["", ""], facts(student))
+    yield "## What it is\n\n" + table(["", ""], facts(student, teachers))
     if report is None:
         yield "## Not measured yet\n\n" + missing(student)
     else:
@@ -133,11 +137,22 @@ image = pipeline(num_inference_steps={steps if isinstance(steps, int) else 50}).
     )
 
 
-def facts(student: Student) -> Iterator[list[str]]:
+def of_a_student(student: Student) -> bool:
+    """Whether its teacher was a student itself, by the plan."""
+    strides = student.plan.get("teacher_strides")
+    return isinstance(strides, list) and strides[:1] not in ([], [1])
+
+
+def facts(student: Student, teachers: list[tuple[str, str | None]]) -> Iterator[list[str]]:
     plan, config = student.plan, student.config
     if student.teacher:
         yield ["teacher", code(shown_ref(student.teacher))]
     yield ["sha256 of the teacher's weights", code(student.teacher_sha256 or "not recorded")]
+    for ref, sha256 in teachers[1:]:
+        yield ["the teacher's own teacher", code(shown_ref(ref))]
+        yield ["sha256 of its weights", code(sha256 or "not recorded")]
+    if of_a_student(student) and len(teachers) < 2:
+        yield ["the teacher's own teacher", "not recorded here; the teacher is a student itself"]
     strides = "; of the student ".join(listed(plan.get(f"{name}_strides")) for name in ("teacher", "student"))
     yield ["plan: strides by level", text(f"of the teacher {strides}")]
     blocks = len(plan.get("blocks") or ())

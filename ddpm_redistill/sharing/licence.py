@@ -59,7 +59,8 @@ def licence_of(teacher: str, folder: Path) -> dict[str, Any]:
         metadata = yaml.safe_load(found[1]) if found else None
     except yaml.YAMLError:
         return {}
-    if not isinstance(metadata, dict) or not _is_text(metadata.get("license")):
+    # "unknown" is what our own cards say where nobody knew: a student's teacher may be a student
+    if not isinstance(metadata, dict) or not _is_text(metadata.get("license")) or metadata["license"] == "unknown":
         return {}
     return {key: metadata[key] for key in KEYS if _is_text(metadata.get(key))}
 

@@ -51,6 +51,9 @@ def push(
     written = card_files(student, repository)
     files = {path: (student.folder / path).stat().st_size for path in files_of(student)}
     files |= {name: len(content) for name, content in written.items()}
+    token = "" if dry_run else get_token()
+    if token is None:
+        raise UserError("no token of the hub is known here: run `hf auth login`, or set HF_TOKEN")
     if student.report is None:
         log.warning(
             "the card of %s has no figures: there is no report.json of its weights. `evaluate` makes one", model
@@ -58,9 +61,6 @@ def push(
     files = dict(sorted(files.items()))
     if dry_run:
         return Push(repository, files, None)
-    token = get_token()
-    if token is None:
-        raise UserError("no token of the hub is known here: run `hf auth login`, or set HF_TOKEN")
     put(student, written)
     try:
         hub = HfApi(token=token)

@@ -11,7 +11,10 @@ from ..errors import UserError
 from ..sources.image_files import one_line
 from ..sources.model_folder import ModelFolder, check_weights_file, find_model, read_json
 from ..sources.teacher import sha256_of
-from .licence import is_hub_id
+from .licence import is_hub_id, teacher_folder
+
+MOST_TEACHERS = 3
+"""One after the other: each makes feature maps at least 2x smaller, and 8x is the most."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Student:
         """The model that it was distilled from, as it was named then."""
         measured = part(self.report, "provenance")
         given = self.provenance.get("teacher") or self.config.get("teacher") or measured.get("teacher")
-        return given if isinstance(given, str) else None
+        return _text(given)
 
     @property
     def teacher_sha256(self) -> str | None:
@@ -46,7 +49,7 @@ class Student:
         given = own.get("teacher_sha256")
         if given is None and measured.get("teacher") == self.teacher:
             given = measured.get("teacher_sha256")
-        return given if isinstance(given, str) else None
+        return _text(given)
 
 
 def find_student(ref: str, report: Path | None = None, *, measured: bool = True) -> Student:
@@ -90,6 +93,19 @@ def find_student(ref: str, report: Path | None = None, *, measured: bool = True)
     )
 
 
+def teachers_of(student: Student) -> list[tuple[str, str | None]]:
+    """(as it was named, sha256 of its weights) of a student's teacher, of that one's own where it is a student too, and
+    so on, as far as they and the records of their runs are on this machine."""
+    found: list[tuple[str, str | None]] = []
+    teacher, sha256 = student.teacher, student.teacher_sha256
+    while teacher is not None and len(found) < MOST_TEACHERS:
+        found.append((teacher, sha256))
+        folder = teacher_folder(teacher, sha256)
+        records = _run_records(folder) if folder else {}
+        teacher, sha256 = (_text(records.get(key)) for key in ("teacher", "teacher_sha256"))
+    return found
+
+
 def part(values: Any, *keys: str) -> dict[str, Any]:
     """The object at this path of a JSON value; an empty one where there is none."""
     for key in keys:
@@ -102,6 +118,20 @@ def shown_ref(ref: str) -> str:
     if ref.startswith(("builtin:", "torchvision:", "hub:")) or is_hub_id(ref):
         return ref
     return f"{Path(ref).name} (a local one)"
+
+
+def _run_records(folder: Path) -> dict[str, Any]:
+    """provenance.json of the run that made a student; empty of any other model."""
+    run = folder.resolve().parent
+    try:
+        is_made = find_model(str(folder)).network_class == "RedUNet2DModel" and (run / "config.yaml").is_file()
+        return read_json(run / "provenance.json") if is_made else {}
+    except UserError:  # no record, or none that can be read
+        return {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _report_of(model: ModelFolder, path: Path) -> dict[str, Any]:

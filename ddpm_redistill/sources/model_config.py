@@ -1,7 +1,9 @@
 """The values of a model's JSON files against what the class that they are for takes, so that a wrong one is named."""
 
+import inspect
 import math
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -41,6 +43,31 @@ def check_values(config: dict[str, Any], target: type, path: Path) -> None:
         for entry in entries:
             if type(entry) is int and type(entry) in _kinds(hint) and not least <= entry <= most:
                 raise UserError(f"{path} has {key} {_shown(value)}: whole numbers from {least} to {most} are possible")
+
+
+def why_no_ddpm(config: dict[str, Any], network: type) -> str | None:
+    """Why a network of such values, which were checked, is none that is sampled here; None when it is one."""
+    arguments = inspect.signature(network).parameters
+    told = {key: config.get(key, arguments[key].default) for key in arguments}
+    if told["num_class_embeds"] or told["class_embed_type"]:
+        return "it is class-conditional, and nothing here carries labels"
+    if told["in_channels"] != told["out_channels"]:
+        channels = f"{told['in_channels']} channels in, {told['out_channels']} out"
+        return f"it has {channels}, which must agree (no learned variance)"
+    if told["time_embedding_type"] == "fourier":
+        return "its output is divided by a Fourier time embedding: a score-SDE network, not a DDPM"
+    return None
+
+
+def check_own_size(ref: str, config: Mapping[str, Any]) -> None:
+    """Raises UserError unless a network, by its whole config, can make images of its own size."""
+    size, downs = config["sample_size"], len(config["down_block_types"]) - 1
+    if size is None:
+        raise UserError(f"{ref} makes no images: its config has no sample_size, the pixels a side")
+    for side in [size] if isinstance(size, int) else size:
+        if side % 2**downs:
+            needed = f"{2**downs}, as its {downs} down-samplers need"
+            raise UserError(f"{ref} makes no images: its sample_size {side} does not divide by {needed}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

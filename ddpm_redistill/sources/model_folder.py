@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from .image_files import one_line
-from .model_config import check_values
+from .model_config import check_values, why_no_ddpm
 
 BUILTIN = {"builtin:digits": Path(__file__).parent.parent / "builtin" / "digits_teacher"}
 NETWORKS: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "RedUNet2DModel": RedUNet2DModel}
@@ -68,7 +68,7 @@ def find_model(ref: str) -> ModelFolder:
     index = _check_index(root)
     unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
     if not (unet / "config.json").is_file():
-        raise UserError(f"{ref} is no diffusers model: there is no config.json or unet/config.json in it")
+        raise UserError(f"{ref} is no diffusers model: {_what_instead(ref, root)}")
     config = _read_part(root, unet / "config.json")
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in NETWORKS:
@@ -76,6 +76,9 @@ def find_model(ref: str) -> ModelFolder:
         what = name or (architectures[0] if isinstance(architectures, list) and architectures else "an unnamed model")
         raise UserError(f"{ref} holds {one_line(ValueError(what))}, not a UNet2DModel: a pretrained DDPM is needed")
     check_values(config, NETWORKS[name], unet / "config.json")
+    reason = why_no_ddpm(config, NETWORKS[name])
+    if reason:
+        raise UserError(f"{ref} cannot be used: {reason}")
     places = [root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json"]
     found = next((place for place in places if place.is_file()), None)
     scheduler = _read_part(root, found) if found else {}
@@ -142,6 +145,16 @@ def _locate(ref: str) -> Path:
         return Path(snapshot_download(ref, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the hub's many ways to say no: offline, missing, gated
         raise UserError(f"there is no folder {ref}, and the hub does not give it: {one_line(error)}") from error
+
+
+def _what_instead(ref: str, root: Path) -> str:
+    """Of a folder without a network: a run's has it one folder below, when it has come that far."""
+    for name in ("student", "teacher"):
+        if (root / name / "unet" / "config.json").is_file():
+            return f"it is the folder of a run, give {Path(ref) / name}"
+    if (root / "config.yaml").is_file() and (root / "provenance.json").is_file():
+        return "it is the folder of a run that has not finished, go on with --resume"
+    return "there is no config.json or unet/config.json in it"
 
 
 def _read_part(root: Path, path: Path) -> dict[str, Any]:

@@ -76,14 +76,12 @@ def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
 
 
 def load_teacher(ref: str) -> Teacher:
-    """A frozen teacher in eval mode.
+    """A frozen teacher in eval mode; a student is one too, its RED blocks included.
 
     Raises:
-        UserError: as ``load_pipeline``; or the model is itself a student.
+        UserError: as ``load_pipeline``; or the weights change meanwhile.
     """
     model = find_model(ref)
-    if model.network_class != "UNet2DModel":
-        raise UserError(f"{ref} is a student already: give the teacher that it was made from")
     sha256 = sha256_of(model.weights) if model.weights.is_file() else None  # which load_pipeline refuses
     pipeline = load_pipeline(ref)
     if sha256_of(model.weights) != sha256:

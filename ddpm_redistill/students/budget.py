@@ -3,6 +3,7 @@
 import copy
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +15,8 @@ from ..core.peak import tensor_peak_within
 from ..errors import UserError
 from ..pipelines.lean import LEAN_SETTINGS, lean_execution
 from .derive import student_on_meta
-from .plan import StudentPlan, build_on_meta, plan_student, resampling_table
+from .network import build_on_meta
+from .plan import StudentPlan, plan_student, teacher_table
 
 Counts = Literal["activations", "total"]
 
@@ -29,7 +31,7 @@ class Candidate:
     """One way to run a network at batch 1; sizes in bytes.
 
     Args:
-        reduction: of the student; 1 is the teacher itself, which has no ``red_placement``.
+        reduction: from teacher to student; 1 is the teacher itself, which has no ``red_placement``.
         dtype: float32 or bfloat16, of weights and activations.
         lean: a setting of lean execution; None is eager.
         activations: exact tensor peak of one denoising step.
@@ -104,28 +106,28 @@ def plan_under_budget(
     Nothing is computed, and nothing past the first that fits is looked at.
 
     Args:
-        teacher_config: of a ``UNet2DModel``; its ``sample_size`` is the size that is planned for.
+        teacher_config: of a ``UNet2DModel`` or a student; its ``sample_size`` is the size that is planned for.
         counts: activations, the exact tensor peak; or total, that and the weights.
         reduction: look at this one only (1 is the teacher itself).
-        red_placement: of students, look at this one only.
+        red_placement: of students; None is the default recipe's.
 
     Raises:
         UserError: the teacher has no student here, or not with the given reduction.
     """
-    resampling_table(teacher_config)  # raises, with the reason
+    teacher_table(teacher_config)  # raises, with the reason
     tried: list[Candidate] = []
     networks: list[_Network] = []  # of each one tried
     skipped: list[str] = []
     fits = False
     for wanted in REDUCTIONS if reduction is None else (reduction,):
         try:
-            found = _networks(teacher_config, wanted, red_placement, counts)
+            network = _network(teacher_config, wanted, red_placement)
         except UserError as error:
             if reduction is not None:
                 raise
             skipped.append(str(error))
             continue
-        for network, dtype, lean in ((n, dtype, lean) for n in found for dtype in DTYPES for lean in EXECUTIONS):
+        for dtype, lean in product(DTYPES, EXECUTIONS):
             if not fits:
                 tried.append(network.candidate(dtype, lean, counts, budget))
                 networks.append(network)
@@ -171,7 +173,7 @@ class _Network:
             with lean_execution(unet, lean) if lean else nullcontext():
                 peak, exact = tensor_peak_within(unet, sample, 0, room)
         return Candidate(
-            reduction=self.plan.reduction if self.plan else 1,
+            reduction=self.plan.options.reduction if self.plan else 1,
             red_placement=self.plan.red_placement if self.plan else None,
             dtype=str(dtype).removeprefix("torch."),
             lean=lean,
@@ -182,20 +184,13 @@ class _Network:
         )
 
 
-def _networks(
-    teacher_config: dict[str, Any], reduction: int, red_placement: str | None, counts: Counts
-) -> list[_Network]:
-    """All networks of one reduction, the one with most RED blocks first."""
+def _network(teacher_config: dict[str, Any], reduction: int, red_placement: str | None) -> _Network:
+    """The network of a reduction, 1 for the teacher itself; of a placement left open the default recipe's."""
     if reduction == 1:
-        return [_Network(None, {torch.float32: build_on_meta(teacher_config)})]
-    # Fewer RED blocks save weights; the peak of activations is elsewhere.
-    placements = ("full", "outer") if counts == "total" else ("full",)
-    networks = []
-    for placement in (red_placement,) if red_placement else placements:
-        options = cast(dict[str, Any], {"reduction": reduction, "red_placement": placement})
-        plan = plan_student(teacher_config, StudentConfig(**options))
-        networks.append(_Network(plan, {torch.float32: student_on_meta(teacher_config, plan)}))
-    return networks
+        return _Network(None, {torch.float32: build_on_meta(teacher_config)})
+    options = cast(dict[str, Any], {"reduction": reduction, "red_placement": red_placement})
+    plan = plan_student(teacher_config, StudentConfig(**options))
+    return _Network(plan, {torch.float32: student_on_meta(teacher_config, plan)})
 
 
 def _settle_the_nearest(tried: list[Candidate], networks: list[_Network], counts: Counts, budget: int) -> None:

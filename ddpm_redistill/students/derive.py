@@ -1,5 +1,6 @@
 """teacher + plan -> student: a new network, the teacher untouched."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,12 @@ from torch.nn import functional as F
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.pipeline_red_ddpm import seeded_generator
-from .plan import StudentPlan, plan_student, resampling_table, widened
+from .network import Resampling
+from .plan import StudentPlan, own_table, plan_student, teacher_table
 from .widen import widened_state
+
+RED_BLOCK = re.compile(r".+\.red_(in|out)(?=\.)")
+"""Of a tensor's name, the path of the RED block that it belongs to."""
 
 
 def derive_student(teacher: UNet2DModel, plan: StudentPlan, *, seed: int = 0) -> RedUNet2DModel:
@@ -27,14 +32,14 @@ def derive_student(teacher: UNet2DModel, plan: StudentPlan, *, seed: int = 0) ->
     with torch.random.fork_rng():
         torch.manual_seed(seeded_generator(seed, "student").initial_seed())
         student = build_student(dict(teacher.config), plan)
-    _check_channels(teacher, plan)
+    _check_layers(teacher, plan)
     if plan.start == "teacher" and plan.widens:
         config = {**teacher.config, "sample_size": plan.sample_size}
         narrow = derive_student(teacher, plan_student(config, replace(plan.options, widen=None)), seed=seed)
         generator = seeded_generator(seed, "widening")
         student.load_state_dict(widened_state(narrow, student, plan.widen, generator))
     elif plan.start == "teacher":
-        student.load_state_dict(warm_start(teacher.state_dict(), student.state_dict(), plan.reduction))
+        student.load_state_dict(warm_start(teacher.state_dict(), student.state_dict(), plan))
         if plan.head_start == "zero":
             for parameter in student.conv_out.parameters():
                 nn.init.zeros_(parameter)
@@ -50,11 +55,17 @@ def build_student(teacher_config: dict[str, Any], plan: StudentPlan) -> RedUNet2
         raise UserError(f"the plan does not fit this teacher: {error}") from error
 
 
-def _check_channels(teacher: UNet2DModel, plan: StudentPlan) -> None:
-    """Raises UserError when a RED block has not the channels of the layer that it stands around, or is matched to."""
+def _check_layers(teacher: UNet2DModel, plan: StudentPlan) -> None:
+    """Raises UserError when the teacher's strides are not the plan's, or a RED block has not the channels of the layer
+    that it stands around, or is matched to."""
     config = {**teacher.config, "sample_size": plan.sample_size}
-    theirs = _channels(config)
-    own = _channels(widened(config, plan.widen)) if plan.widens else theirs
+    table = teacher_table(config)
+    strides = tuple(row.stride for row in table if row.kind in ("stem", "down"))
+    if strides != plan.teacher_strides:
+        raise UserError(
+            f"the plan does not fit this teacher: it is of strides {list(plan.teacher_strides)}, not {list(strides)}"
+        )
+    theirs, own = _channels(table), _channels(own_table(config, table, plan.widen))
     for block in plan.blocks:
         path, side = block.name.rsplit(".", 1)
         for channels, layer, end, planned in (
@@ -68,9 +79,9 @@ def _check_channels(teacher: UNet2DModel, plan: StudentPlan) -> None:
                 )
 
 
-def _channels(config: dict[str, Any]) -> dict[tuple[str, int], int]:
+def _channels(table: list[Resampling]) -> dict[tuple[str, int], int]:
     """Channels at the input (0) and output (1) of each resampling layer."""
-    return {(row.path, end): row.channels[end] for row in resampling_table(config) for end in (0, 1)}
+    return {(layer, end): row.channels[end] for row in table for end, layer in enumerate((row.reads, row.path))}
 
 
 def student_on_meta(teacher_config: dict[str, Any], plan: StudentPlan) -> RedUNet2DModel:
@@ -80,45 +91,71 @@ def student_on_meta(teacher_config: dict[str, Any], plan: StudentPlan) -> RedUNe
 
 
 def warm_start(
-    teacher: dict[str, torch.Tensor], student: dict[str, torch.Tensor], reduction: int
+    teacher: dict[str, torch.Tensor], student: dict[str, torch.Tensor], plan: StudentPlan
 ) -> dict[str, torch.Tensor]:
-    """The student's state dict with all that the teacher can give. RED blocks keep their own start.
+    """The student's state dict with all that the teacher can give.
 
-    Stem: the teacher's 3x3 kernel smoothed by a box of side r - 1 (itself at r = 2), so that a strided position
-    averages what the teacher's stem says around it. Head: the teacher's kernel for each of the r*r pixels that
-    a position is laid out to.
+    Stem: the teacher's kernel smoothed by a box (itself from none to 2), so that a strided position averages what the
+    teacher's stem says around it. Head: the teacher's kernel for each of the pixels that a position is laid out to. A
+    RED block starts from the teacher's of the same name where that is a student with the same kind of block there (the
+    layers behind it were trained with it), and keeps its own start elsewhere.
 
     Raises:
         UserError: a layer of the student that should have a counterpart has none.
     """
-    state = dict(student)
+    state, before = dict(student), plan.teacher_strides[0]
+    given_red = _red_blocks(teacher)
+    same_red = {name for name, shapes in _red_blocks(student).items() if given_red.get(name) == shapes}
+    given_layers = {plain_name(name): value for name, value in teacher.items()}
     for name, value in student.items():
-        if ".red_in." in name or ".red_out." in name:
+        if _red_block(name):
+            state[name] = teacher[name].clone() if _red_block(name) in same_red else value
             continue
-        source = teacher_name(name)
-        if source not in teacher:
+        source = plain_name(name)
+        if source not in given_layers:
             raise UserError(f"student layer {name} has no teacher layer {source} to start from")
-        given = teacher[source]
+        given = given_layers[source]
         if source == "conv_in.weight":
-            given = widen_stem(given, reduction)
+            given = widen_stem(given, value.shape[-1])
         elif source.startswith("conv_out."):
-            # PixelShuffle reads channel c * r * r + (row * r + column)
-            given = given.repeat_interleave(reduction**2, dim=0)
+            given = widen_head(given, before, plan.reduction // before)
         if given.shape != value.shape:
             raise UserError(f"student layer {name} is {tuple(value.shape)}, teacher's {source} {tuple(given.shape)}")
         state[name] = given.clone()
     return state
 
 
-def widen_stem(kernel: torch.Tensor, reduction: int) -> torch.Tensor:
-    """(C, C_in, 3, 3) -> (C, C_in, r + 1, r + 1), the kernel convolved with a box of side r - 1 and sum 1."""
-    side = reduction - 1
-    box = torch.full((1, 1, side, side), 1 / side**2, dtype=kernel.dtype, device=kernel.device)
-    widened = F.conv2d(kernel.flatten(0, 1).unsqueeze(1), box, padding=side - 1)
+def widen_stem(kernel: torch.Tensor, side: int) -> torch.Tensor:
+    """(C, C_in, k, k) -> (C, C_in, side, side), the kernel convolved with a box of side ``side - k + 1`` and sum 1."""
+    width = side - kernel.shape[-1] + 1
+    box = torch.full((1, 1, width, width), 1 / width**2, dtype=kernel.dtype, device=kernel.device)
+    widened = F.conv2d(kernel.flatten(0, 1).unsqueeze(1), box, padding=width - 1)
     return widened.view(*kernel.shape[:2], *widened.shape[-2:])
 
 
-def teacher_name(student_name: str) -> str:
-    """The teacher's name of a student's tensor: without the wrappers that RED blocks and the head add."""
-    name = student_name.replace(".layer.", ".")
-    return name.replace("conv_out.0.", "conv_out.")
+def widen_head(values: torch.Tensor, before: int, step: int) -> torch.Tensor:
+    """(C * b * b, ...) -> (C * r * r, ...) for r = b * step: a position stands for step * step of the teacher's, each
+    of which is laid out to b * b pixels. PixelShuffle reads channel c * r * r + (row * r + column)."""
+    pixels = values.unflatten(0, (-1, before, before))
+    return pixels.repeat(1, step, step, *[1] * (values.ndim - 1)).flatten(0, 2)
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name in the network without the wrappers that RED blocks and the head add."""
+    return name.replace(".layer.", ".").replace("conv_out.0.", "conv_out.")
+
+
+def _red_block(name: str) -> str | None:
+    """The RED block that a tensor is of, by its path; None for any other."""
+    found = RED_BLOCK.match(name)
+    return found[0] if found else None
+
+
+def _red_blocks(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Size]]:
+    """Of each RED block the shape of every tensor: with its names, what kind of block it is."""
+    blocks: dict[str, dict[str, torch.Size]] = {}
+    for name, value in state.items():
+        block = _red_block(name)
+        if block:
+            blocks.setdefault(block, {})[name] = value.shape
+    return blocks

@@ -9,10 +9,12 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from ..core.memory import MemoryProfile, profile_memory
+from ..core.peak import tensor_peak_within
 from ..errors import UserError
 from ..pipelines.lean import LEAN_SETTINGS, CannotRunLeanError, lean_execution
 from .derive import student_on_meta
-from .plan import StudentPlan, build_on_meta
+from .network import build_on_meta, is_student
+from .plan import StudentPlan
 
 MOST_SAVING = "smallest"
 """Of ``LEAN_SETTINGS``: the one whose peak is ``tensor_peak_lean``."""
@@ -22,7 +24,7 @@ LARGEST_INPUT = 2**50
 
 def network_of(config: dict[str, Any]) -> UNet2DModel:
     """The network of a ``config.json``, teacher or student, without memory for its weights. Raises UserError."""
-    if config.get("_class_name") != "RedUNet2DModel":
+    if not is_student(config):
         return build_on_meta(config)
     return student_on_meta(config, StudentPlan.from_dict(config.get("student_plan") or {}))
 
@@ -86,9 +88,25 @@ def profiles_report(profiles: dict[str | None, MemoryProfile]) -> dict[str, Any]
     return {**profiles[None].to_dict(), "tensor_peak_lean": lean.get(MOST_SAVING), "lean": lean}
 
 
-def memory_report(unet: UNet2DModel, **at: Any) -> dict[str, Any]:
-    """``profiles_report`` with the most saving lean setting alone. ``at`` and the errors are ``unet_memory``'s."""
-    return profiles_report(memory_profiles(unet, settings=(MOST_SAVING,), **at))
+def memory_report(unet: UNet2DModel) -> dict[str, Any]:
+    """``profiles_report`` with the most saving lean setting alone, of which its peak is all that is measured.
+
+    Of a float32 network in eval mode, at its own size, one image.
+    """
+    report = profiles_report({None: unet_memory(unet)})
+    try:
+        with lean_execution(unet, MOST_SAVING):
+            peak, _ = tensor_peak_within(unet, one_image(unet), 0, float("inf"))
+    except CannotRunLeanError:
+        return report
+    return {**report, "tensor_peak_lean": peak, "lean": {MOST_SAVING: peak}}
+
+
+def one_image(unet: UNet2DModel) -> torch.Tensor:
+    """(1, C, H, W) on the meta device, at the network's own size, float32."""
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.empty(1, unet.config.in_channels, height, width, device="meta")
 
 
 def planned_report(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, dict[str, Any]]:

@@ -3,13 +3,12 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from diffusers import UNet2DModel
 
 from ..core.peak import tensor_peak_within
 from ..pipelines.lean import lean_execution
 from .derive import student_on_meta
-from .footprint import MOST_SAVING
+from .footprint import MOST_SAVING, one_image
 from .plan import StudentPlan, plan_student
 
 FACTOR = 2
@@ -75,10 +74,7 @@ def free_width(
 
 
 def _fits(unet: UNet2DModel, limit: int) -> bool:
-    size = unet.config.sample_size
-    size = size if isinstance(size, int) else size[0]
-    sample = torch.empty(1, unet.config.in_channels, size, size, device="meta")
-    return tensor_peak_within(unet, sample, 0, limit)[1]
+    return tensor_peak_within(unet, one_image(unet), 0, limit)[1]
 
 
 def _weights(unet: UNet2DModel) -> int:

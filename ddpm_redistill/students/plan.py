@@ -1,34 +1,20 @@
-"""``StudentPlan``: what is changed to make the student, as data. Printed, checked and saved before it is applied."""
+"""``StudentPlan``: what is changed to make the student, as data. Printed, checked and saved before it is applied.
+
+A student can be the teacher of another. Its plan is then of the whole way, as if from the network that the first
+teacher was: ``reduction`` is the product, and ``teacher_strides`` say what of it the teacher had already.
+"""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
-
-import torch
-from diffusers import UNet2DModel
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..config import RECIPES, StudentConfig
-from ..core.taps import Tap, reading
 from ..errors import UserError
+from .network import Resampling, base_config, is_student, resampling_table, widened
 
-DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
-UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+REDUCTIONS = (2, 4, 8)
+"""Of a student in all, whatever its teacher is."""
 LARGEST_FACTOR = 16
 """Of ``widen``: weights grow with its square."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resampling:
-    """One row of the resampling table: a layer that changes resolution, measured on an example input.
-
-    ``kind`` is stem, down, up or head; channels and resolutions (pixels a side) are (input, output). For the head
-    the layer is the norm that opens it: that is where its RED block stands.
-    """
-
-    path: str
-    kind: str
-    stride: int
-    channels: tuple[int, int]
-    resolution: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +32,11 @@ class RedPlacement:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentPlan:
-    """All that distinguishes a student from its teacher, and what each of its RED blocks is aligned with."""
+    """All that distinguishes a student from its teacher, and what each of its RED blocks is aligned with.
+
+    ``reduction`` is of all feature maps, an image's pixels a side over those of the first map's; ``teacher_strides``
+    begin with the teacher's own, 1 where that is no student.
+    """
 
     reduction: int
     widen: tuple[int, ...]
@@ -68,9 +58,10 @@ class StudentPlan:
 
     @property
     def options(self) -> StudentConfig:
-        """What ``plan_student`` was asked for."""
+        """What ``plan_student`` was asked for: its reduction is from teacher to student."""
         options = {field.name: getattr(self, field.name) for field in fields(StudentConfig)}
-        return StudentConfig(**{**options, "widen": list(self.widen)})
+        step = self.reduction // self.teacher_strides[0]
+        return StudentConfig(**{**options, "reduction": step, "widen": list(self.widen)})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it: the student's config and ``plan.json`` hold this."""
@@ -92,12 +83,23 @@ class StudentPlan:
             if get_origin(kind) is Literal and getattr(made, name) not in get_args(kind):
                 known = ", ".join(map(str, get_args(kind)))
                 raise UserError(f"not a student plan: {name} is {getattr(made, name)!r}, which is none of {known}")
+        for name in ("teacher_strides", "student_strides", "widen", "sample_size"):
+            value = getattr(made, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not numbers or not all(type(number) is int and number >= 1 for number in numbers):
+                raise UserError(f"not a student plan: {name} is {value!r}, which must be whole numbers from 1")
+        if made.reduction not in [made.teacher_strides[0] * step for step in REDUCTIONS]:
+            raise UserError(
+                f"not a student plan: reduction is {made.reduction}, of a teacher of {made.teacher_strides[0]}"
+            )
         return made
 
     def __str__(self) -> str:
+        step = self.options.reduction
+        in_all = f" than its teacher's, a student's: {self.reduction}x in all" if step != self.reduction else ""
         lines = [
             f"strides {list(self.teacher_strides)} -> {list(self.student_strides)}: feature maps"
-            f" {self.reduction}x smaller a side",
+            f" {step}x smaller a side{in_all}",
             *([f"channels {list(self.widen)} times the teacher's, level by level"] if self.widens else []),
             f"the student starts from {'its teacher' if self.start == 'teacher' else 'random weights'} and predicts"
             f" {self.prediction_type}",
@@ -113,7 +115,8 @@ class StudentPlan:
 
 
 def plan_student(teacher_config: dict[str, Any], options: StudentConfig | None = None) -> StudentPlan:
-    """Plan a student of the network with this ``UNet2DModel`` config; options left open are the default recipe's.
+    """Plan a student of the network with this config, a ``UNet2DModel``'s or a student's; options left open are the
+    default recipe's.
 
     No weights and no arithmetic: shapes come from one pass over the meta device.
 
@@ -122,25 +125,22 @@ def plan_student(teacher_config: dict[str, Any], options: StudentConfig | None =
     """
     given = {k: v for k, v in asdict(options or StudentConfig()).items() if v is not None}
     chosen = {**RECIPES["default"]["student"], **given}
-    table = resampling_table(teacher_config)
-    reduction, moved = chosen["reduction"], int(chosen["reduction"]).bit_length() - 1
-    if reduction not in (2, 4, 8):
-        raise UserError(f"reduction {reduction} is not supported: choose 2, 4 or 8")
+    table = teacher_table(teacher_config)
+    step, moved = chosen["reduction"], int(chosen["reduction"]).bit_length() - 1
+    if step not in REDUCTIONS:
+        raise UserError(f"reduction {step} is not supported: choose 2, 4 or 8")
     downs = [row for row in table if row.kind == "down"]
-    if moved > len(downs):
-        raise UserError(
-            f"reduction {reduction} needs {moved} strided levels, this teacher has {len(downs)}:"
-            f" the largest that it can take is {2 ** len(downs)}"
-        )
-    teacher_strides = (1, *(row.stride for row in downs))
-    student_strides = (reduction, *teacher_strides[1 : len(downs) + 1 - moved], *([1] * moved))
+    strided = [row.stride for row in downs if row.stride > 1]
+    teacher_strides = (table[0].stride, *(row.stride for row in downs))
+    _check_reduction(step, teacher_strides[0], len(strided))
+    reduction = teacher_strides[0] * step
+    student_strides = (reduction, *strided[: len(strided) - moved], *([1] * (len(downs) - len(strided) + moved)))
     widen = tuple(chosen.get("widen", [1] * len(teacher_strides)))
     if len(widen) != len(teacher_strides) or not all(isinstance(f, int) and 1 <= f <= LARGEST_FACTOR for f in widen):
         raise UserError(
             f"student.widen is {list(widen)}: give {len(teacher_strides)} whole numbers from 1 to {LARGEST_FACTOR},"
             f" one for each level of this teacher, as {[*[1] * (len(teacher_strides) - 1), 2]}"
         )
-    own = resampling_table(widened(teacher_config, widen)) if max(widen) > 1 else table
     return StudentPlan(
         reduction=reduction,
         widen=widen,
@@ -153,105 +153,67 @@ def plan_student(teacher_config: dict[str, Any], options: StudentConfig | None =
         start=chosen["start"],
         head_start=chosen["head_start"],
         prediction_type=chosen["prediction_type"],
-        blocks=_place_red(own, table, moved, chosen["red_placement"]),
+        blocks=_place_red(own_table(teacher_config, table, widen), table, moved, chosen["red_placement"]),
     )
 
 
-def widened(config: dict[str, Any], widen: tuple[int, ...]) -> dict[str, Any]:
-    """A ``UNet2DModel`` config with ``widen[i]`` times the channels in level i."""
-    channels = build_on_meta(config).config.block_out_channels
-    return {**config, "block_out_channels": [c * factor for c, factor in zip(channels, widen, strict=True)]}
+def teacher_table(teacher_config: dict[str, Any]) -> list[Resampling]:
+    """``resampling_table`` of a network that can be a teacher. Raises UserError as that, and of a widened student."""
+    made_by = StudentPlan.from_dict(teacher_config.get("student_plan") or {}) if is_student(teacher_config) else None
+    if made_by and made_by.widens:
+        raise UserError("this teacher is a student that is widened: give the teacher that it was made from")
+    return resampling_table(teacher_config)
 
 
-def resampling_table(config: dict[str, Any]) -> list[Resampling]:
-    """The resampling layers of a ``UNet2DModel`` config in the order of the forward: stem, downs, ups, head.
+def own_table(teacher_config: dict[str, Any], table: list[Resampling], widen: tuple[int, ...]) -> list[Resampling]:
+    """The paths and channels of a student's own layers: its teacher's before all RED blocks, ``widen`` times as wide.
 
-    Raises:
-        UserError: a kind of network that has no student here.
+    ``table``: the teacher's.
     """
-    unet = build_on_meta(config)
-    config = dict(unet.config)  # what was left open has diffusers' defaults here
-    size, depth = config["sample_size"], len(config["down_block_types"])
-    size = size if isinstance(size, int) else size[0]
-    downs = [f"down_blocks.{i}.downsamplers.0" for i in range(depth) if unet.down_blocks[i].downsamplers]
-    ups = [f"up_blocks.{i}.upsamplers.0" for i in range(depth) if unet.up_blocks[i].upsamplers]
-    if len(downs) != depth - 1 or len(ups) != depth - 1:
-        raise UserError(f"teacher has {depth} levels but {len(downs)} down- and {len(ups)} up-samplers: not supported")
-    if size % 2 ** len(downs):
-        raise UserError(
-            f"image size {size} does not divide by {2 ** len(downs)}, as the teacher's {len(downs)} down-samplers need"
+    config = base_config(teacher_config)
+    return table if config is teacher_config and max(widen) == 1 else resampling_table(widened(config, widen))
+
+
+def _check_reduction(step: int, had: int, strided: int) -> None:
+    """Raises UserError unless a teacher of reduction ``had`` and so many strided levels can be reduced ``step`` times
+    more."""
+    largest = min(2**strided, REDUCTIONS[-1] // had)
+    if step <= largest:
+        return
+    needed = step.bit_length() - 1
+    if had == 1:
+        reason = f"reduction {step} needs {needed} strided levels, this teacher has {strided}"
+    elif step <= 2**strided:
+        reason = f"reduction {step} of a student that is {had}x smaller a side is {had * step} in all, 8 is the most"
+    else:
+        reason = (
+            f"reduction {step} needs {needed} strided levels, this teacher, a student {had}x smaller a side already,"
+            f" has {strided} left"
         )
-    kinds = {"conv_in": "stem", **dict.fromkeys(downs, "down"), **dict.fromkeys(ups, "up"), "conv_norm_out": "head"}
-    taps = [Tap(path, side) for path in kinds for side in ("input", "output")]  # type: ignore[arg-type]
-    example = torch.empty(1, config["in_channels"], size, size, device="meta")
-    rows = []
-    with torch.no_grad(), reading(unet, taps) as maps:
-        unet(example, torch.zeros(1, dtype=torch.long, device="meta"))
-        for path, kind in kinds.items():
-            before, after = maps[Tap(path, "input")], maps[Tap(path, "output")]
-            resolution = (before.shape[-1], after.shape[-1])
-            rows.append(
-                Resampling(
-                    path=path,
-                    kind=kind,
-                    stride=max(resolution) // min(resolution),
-                    channels=(before.shape[1], after.shape[1]),
-                    resolution=resolution,
-                )
-            )
-    return rows
-
-
-def build_on_meta(config: dict[str, Any]) -> UNet2DModel:
-    """The network without memory for its weights. Raises UserError with the reason when it is not a plain DDPM UNet."""
-    reason = _unsupported(config)
-    if reason:
-        raise UserError(f"this teacher cannot be distilled: {reason}")
-    try:
-        with torch.device("meta"):
-            return cast(UNet2DModel, UNet2DModel.from_config(config)).eval()
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"diffusers cannot build this teacher's config: {error}") from error
-
-
-def _unsupported(config: dict[str, Any]) -> str | None:
-    size = config.get("sample_size")
-    if isinstance(size, list | tuple) and len(set(size)) == 1:
-        size = size[0]
-    if not isinstance(size, int):
-        return f"its sample_size is {size}, a single number of pixels a side is needed"
-    for key, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        for kind in config.get(key) or ():
-            if kind not in known:
-                return f"{key} has {kind}, supported are {', '.join(known)}"
-    if config.get("num_class_embeds") or config.get("class_embed_type"):
-        return "it is class-conditional, and data sources here carry no labels"
-    if config.get("time_embedding_type", "positional") == "fourier":
-        return "its output is divided by a Fourier time embedding: a score-SDE network, not a DDPM"
-    if config.get("in_channels") != config.get("out_channels"):
-        channels = f"{config.get('in_channels')} channels in, {config.get('out_channels')} out"
-        return f"it has {channels}, which must agree (no learned variance)"
-    return None
+    most = "it cannot be reduced further" if had > 1 and largest == 1 else f"the largest that it can take is {largest}"
+    raise UserError(f"{reason}: {most}")
 
 
 def _place_red(own: list[Resampling], table: list[Resampling], moved: int, placement: str) -> tuple[RedPlacement, ...]:
     """RED blocks in the order of the forward; student stage i meets teacher stage i + moved, at the same resolution.
 
-    own: the teacher's table with the student's widths. table: the teacher's.
+    own: ``own_table``. table: the teacher's. Of a teacher that is a student itself the strided levels alone are stages.
     """
-    own_downs, downs = ([row for row in rows if row.kind == "down"] for rows in (own, table))
-    own_ups, ups = ([row for row in rows if row.kind == "up"] for rows in (own, table))
+    own_downs, own_ups = ([row for row in own if row.kind == kind] for kind in ("down", "up"))
+    downs, ups = ([row for row in table if row.kind == kind and row.stride > 1] for kind in ("down", "up"))
+    own_ups = own_ups[len(own_ups) - len(ups) :]  # the first are the deepest, which the teacher does not stride
     strided = len(downs) - moved
     sides = (("red_in", "input"), ("red_out", "output"))
 
     def block(layer: Resampling, side: str, match: Resampling, teacher_side: str) -> RedPlacement:
-        # Student channels are those of the student's own layer; the resolution is the matched layer's.
+        # Student channels are those of the student's own layer; the resolution is the matched layer's. Where the
+        # teacher has RED blocks around that, its map is what the layer reads, or what leaves the last of them.
         student_end, teacher_end = (0 if side == "red_in" else 1), (0 if teacher_side == "input" else 1)
         return RedPlacement(
             name=f"{layer.path}.{side}",
             channels=layer.channels[student_end],
             resolution=match.resolution[teacher_end],
-            teacher_layer=match.path,
+            teacher_layer=match.reads if teacher_side == "input" else match.path,
             teacher_side=teacher_side,
             teacher_channels=match.channels[teacher_end],
             teacher_resolution=match.resolution[teacher_end],

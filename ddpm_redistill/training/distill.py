@@ -8,17 +8,13 @@ from typing import Any
 from diffusers import DDPMScheduler
 
 from ..config import LOSS_TERMS, DistillConfig, resolve
-from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
-from ..provenance import environment
 from ..sources.images import open_images
 from ..sources.teacher import Teacher, load_teacher
 from ..students.derive import derive_student
 from ..students.plan import plan_student
-from .disk import on_main
-from .draws import Draws
-from .loop import make_accelerator, train
-from .objective import check_terms, distillation_objective, make_regressors
-from .run_folder import RunFolder, settings_text, write_pipeline
+from .objective import alignment, check_terms, make_regressors, objective_of_steps
+from .run import open_run
+from .run_folder import settings_text
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -39,65 +35,37 @@ def distill(
     """
     # 1. what was asked for, checked
     config = resolve(config)
-    run = RunFolder(config.output_dir)
-    resume = resume or resume_anyway
-    run.check(config, resume=resume, anyway=resume_anyway)
+    run = open_run(config, resume=resume, anyway=resume_anyway)
     teacher = load_teacher(config.teacher)
     size = config.image_size or teacher.unet.config.sample_size
     plan = plan_student({**teacher.unet.config, "sample_size": size}, config.student)
+    aligned = alignment(teacher.unet.config, plan)
     channels = teacher.unet.config.in_channels
     images = open_images(config.data, image_size=size, channels=channels, on_bad_image=config.on_bad_image)
-    accelerator = make_accelerator(config.training, run)
+    parts = run.accelerator.num_processes * config.training.gradient_accumulation
+    check_terms(config.loss, aligned, config.training.batch_size // parts)
     places = {"teacher": teacher.ref, "data": images.description}
     contents = {
         "teacher_sha256": teacher.sha256,
         "teacher_config": describe(teacher),
         "data_sha256": images.fingerprint,
     }
-    if resume:
-        run.check_records({"plan.json": plan.to_dict(), "provenance.json": contents})
-    records = {"plan.json": plan.to_dict(), "provenance.json": {**places, **contents, **environment()}}
-    parts = accelerator.num_processes * config.training.gradient_accumulation
-    check_terms(config.loss, plan, config.training.batch_size // parts)
+    records = run.records(places, contents, plan.to_dict())
     log.info("%s\nplan: %s\ndata: %s", settings_text(config), plan, images.description)
     if dry_run:
         return None
-    log.info("running %d process(es) on %s", accelerator.num_processes, accelerator.device)
-    with run.begun(config, records, accelerator, resume=resume, anyway=resume_anyway):
+    with run.begun(records):
         # 2. the student, and the loss against its teacher
         student = derive_student(teacher.unet, plan, seed=config.seed)
-        teacher.unet.to(accelerator.device)
-        objective = distillation_objective(teacher, student, plan, config.loss, accelerator.device)
-        regressors = make_regressors(config.loss, plan, config.seed)
+        teacher.unet.to(run.accelerator.device)
+        steps, device = config.training.steps, run.accelerator.device
+        objective_at = objective_of_steps(teacher, student, plan, config.loss, aligned, steps, device)
+        regressors = make_regressors(config.loss, aligned, config.seed)
         weights = {name: float(getattr(config.loss, name)) for name in LOSS_TERMS}
-        draws = Draws(
-            images,
-            seed=config.seed,
-            batch_size=config.training.batch_size,
-            num_train_timesteps=teacher.scheduler.config.num_train_timesteps,
-            horizontal_flip=config.horizontal_flip,
-        )
         scheduler = DDPMScheduler.from_config(teacher.scheduler.config, prediction_type=plan.prediction_type)
-        sampler = RedDDPMPipeline(student, scheduler).set_scheduler("ddim")
-        sampler.set_progress_bar_config(disable=True)
 
         # 3. training, and the folder that opens in diffusers
-        train(
-            student,
-            objective,
-            weights,
-            draws,
-            sampler,
-            config.training,
-            run,
-            accelerator,
-            resume=resume,
-            loss_modules=regressors,
-        )
-        on_main(accelerator, lambda: write_pipeline(RedDDPMPipeline(student, scheduler), run.path / "student"))
-        log.info("student written to %s", run.path / "student")
-        accelerator.end_training()  # ends the process group too: nothing may wait after it
-    return run.path / "student"
+        return run.train(student, scheduler, objective_at, weights, images, "student", loss_modules=regressors)
 
 
 def describe(teacher: Teacher) -> dict[str, Any]:

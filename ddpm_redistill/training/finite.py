@@ -18,10 +18,11 @@ class FiniteWatch:
         self.names: tuple[str, ...] = ()
 
     def see(self, step: int, parts: dict[str, torch.Tensor]) -> None:
-        """``step`` from 1; ``parts``: scalars by name, the same names at every step. Waits for nothing."""
-        values = torch.stack([value.detach().float() for value in parts.values()])
+        """``step`` from 1; ``parts``: scalars by name, those of the first step or fewer. Waits for nothing."""
         if self.values is None:
-            self.values, self.names = torch.zeros_like(values), tuple(parts)
+            self.values, self.names = torch.zeros(len(parts), device=self.step.device), tuple(parts)
+        absent = torch.zeros((), device=self.step.device)
+        values = torch.stack([parts.get(name, absent).detach().float() for name in self.names])
         first = (self.step == 0) & ~values.isfinite().all()
         self.step = torch.where(first, step, self.step)
         self.values = torch.where(first, values, self.values)

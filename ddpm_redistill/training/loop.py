@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from diffusers import UNet2DModel
 from torch import nn
 from tqdm import tqdm
@@ -34,10 +35,20 @@ log = logging.getLogger("ddpm_redistill")
 
 Batch = dict[str, torch.Tensor]
 Objective = Callable[..., dict[str, torch.Tensor]]
+ObjectiveAt = Callable[[int], Objective]
 
 
 def make_accelerator(config: TrainingConfig, run: RunFolder) -> Accelerator:
-    """Accelerate for this process. Raises UserError when the global batch does not divide into equal shares."""
+    """Accelerate for this process.
+
+    Raises:
+        UserError: the global batch does not divide into equal shares, or this process has trained in another precision.
+    """
+    if is_initialized() and (before := AcceleratorState().mixed_precision) != config.mixed_precision:
+        raise UserError(
+            f"training.mixed_precision is {config.mixed_precision}, and this process has trained with {before}:"
+            " accelerate keeps one for a process, so start another (in a notebook, restart the kernel)"
+        )
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=str(run.path))
     parts = accelerator.num_processes * config.gradient_accumulation
     if config.batch_size % parts:
@@ -62,7 +73,7 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
 
 def train(
     network: UNet2DModel,
-    objective: Objective,
+    objective_at: ObjectiveAt,
     weights: dict[str, float],
     draws: Draws,
     sampler: RedDDPMPipeline,
@@ -76,8 +87,9 @@ def train(
     """Train ``network`` in place and leave it with its EMA weights.
 
     Args:
-        objective: (network as prepared by Accelerate, batch) -> loss parts by name, each a scalar. With
-            ``loss_modules`` it is given those, prepared, as a third argument.
+        objective_at: step, from 0 -> its objective: (network as prepared by Accelerate, batch) -> loss parts by name,
+            each a scalar. With ``loss_modules`` it is given those, prepared, as a third argument. A later step may
+            have fewer parts than the first.
         weights: of the parts; a part without a weight is logged only.
         sampler: a pipeline of ``network``, for the sample grids.
         loss_modules: trainable modules of the loss that are no part of the network: optimized, clipped, saved and
@@ -133,7 +145,7 @@ def train(
                 group["lr"] = rate
             # Dropout is the only draw left to the global random state: make it a function of the step too.
             torch.manual_seed(seeded_generator(draws.seed, "dropout", step, accelerator.process_index).initial_seed())
-            logged: dict[str, torch.Tensor] = {}
+            objective, logged = objective_at(step), dict[str, torch.Tensor]()
             for micro in range(config.gradient_accumulation):
                 batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in next(batches).items()}
                 # Gradients are reduced over processes with the last micro-batch only.

@@ -1,7 +1,10 @@
 """The objective of a distillation: what is run on a batch, as far as its weights need it, and the loss parts."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,8 +27,8 @@ from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.pipeline_red_ddpm import seeded_generator
 from ..sources.teacher import Teacher
-from ..students.plan import StudentPlan
-from .loop import Batch, Objective
+from ..students.plan import RedPlacement, StudentPlan, plan_student
+from .loop import Batch, Objective, ObjectiveAt
 
 
 def feature_terms(loss: LossConfig) -> dict[str, FeatureLoss]:
@@ -41,15 +44,21 @@ def feature_terms(loss: LossConfig) -> dict[str, FeatureLoss]:
     return {name: terms[name] for name in FEATURE_TERMS if getattr(loss, name)}
 
 
-def check_terms(loss: LossConfig, plan: StudentPlan, micro_batch: int) -> None:
+def alignment(teacher_config: dict[str, Any], plan: StudentPlan) -> tuple[RedPlacement, ...]:
+    """Where student and teacher are compared: at the RED blocks of the full placement, those that it has or not."""
+    config = {**teacher_config, "sample_size": plan.sample_size}
+    return plan_student(config, replace(plan.options, red_placement="full")).blocks
+
+
+def check_terms(loss: LossConfig, aligned: Sequence[RedPlacement], micro_batch: int) -> None:
     """Refuse a term that would have nothing to compare, with ``micro_batch`` images at a time in each process.
 
     Raises:
         UserError: naming the term.
     """
-    if loss.feature and not any(block.channels == block.teacher_channels for block in plan.blocks):
+    if loss.feature and not any(block.channels == block.teacher_channels for block in aligned):
         raise UserError(
-            "loss.feature is not 0 but no RED block has as many channels as the teacher's layer: use loss.fitnet"
+            "loss.feature is not 0 but no map of the student has as many channels as its teacher's: use loss.fitnet"
         )
     if loss.similarity and micro_batch < 2:
         raise UserError(
@@ -57,29 +66,51 @@ def check_terms(loss: LossConfig, plan: StudentPlan, micro_batch: int) -> None:
         )
 
 
-def make_regressors(loss: LossConfig, plan: StudentPlan, seed: int) -> Regressors | None:
+def make_regressors(loss: LossConfig, aligned: Sequence[RedPlacement], seed: int) -> Regressors | None:
     """FitNet's regressors with values drawn from ``seed``, or None without that term."""
     if not loss.fitnet:
         return None
     with torch.random.fork_rng():
         torch.manual_seed(seeded_generator(seed, "fitnet").initial_seed())
-        return Regressors([(block.channels, block.teacher_channels) for block in plan.blocks])
+        return Regressors([(block.channels, block.teacher_channels) for block in aligned])
+
+
+def objective_of_steps(
+    teacher: Teacher,
+    student: RedUNet2DModel,
+    plan: StudentPlan,
+    loss: LossConfig,
+    aligned: Sequence[RedPlacement],
+    steps: int,
+    device: torch.device,
+) -> ObjectiveAt:
+    """The objective of each of ``steps``: all terms, and past ``loss.feature_share`` of them none on feature maps."""
+    without = replace(loss, **dict.fromkeys(FEATURE_TERMS, 0.0))  # type: ignore[arg-type]
+    first, then = (distillation_objective(teacher, student, plan, terms, aligned, device) for terms in (loss, without))
+    share = round(float(loss.feature_share or 0) * steps)
+    return lambda step: first if step < share else then
 
 
 def distillation_objective(
-    teacher: Teacher, student: RedUNet2DModel, plan: StudentPlan, loss: LossConfig, device: torch.device
+    teacher: Teacher,
+    student: RedUNet2DModel,
+    plan: StudentPlan,
+    loss: LossConfig,
+    aligned: Sequence[RedPlacement],
+    device: torch.device,
 ) -> Objective:
     """The loss parts of a batch, by name, unweighted: task, and all others that have a weight.
 
-    The objective takes the network and the batch, and with ``loss.fitnet`` the regressors.
+    ``aligned``: of ``alignment``. The objective takes the network and the batch, and with ``loss.fitnet`` the
+    regressors.
     """
     teacher_type = teacher.scheduler.config.prediction_type
     alphas_cumprod = teacher.scheduler.alphas_cumprod.to(device)
     clips = loss.clip_sample and teacher.scheduler.config.clip_sample
     limit = float(teacher.scheduler.config.clip_sample_range) if clips else math.inf
     terms = feature_terms(loss)
-    aligned = plan.blocks if terms else ()
-    student_taps = [Tap(block.name, "output") for block in aligned]
+    aligned = aligned if terms else ()
+    student_taps = [_student_tap(block, plan) for block in aligned]
     teacher_taps = [Tap(block.teacher_layer, block.teacher_side) for block in aligned]  # type: ignore[arg-type]
 
     def run_teacher(noisy: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
@@ -116,10 +147,18 @@ def distillation_objective(
             parts["output"] = output_loss(forgiven, target, weight)
         pairs: list[Pair] = list(zip(student_maps, teacher_maps, strict=True))
         of_term = {"feature": [pair for pair in pairs if pair[0].shape[1] == pair[1].shape[1]]}
-        if regressors is not None:
+        if regressors is not None and "fitnet" in terms:
             of_term["fitnet"] = list(zip(regressors(student_maps), teacher_maps, strict=True))
         for name, term in terms.items():
             parts[name] = mean_over_pairs(term, of_term.get(name, pairs))
         return parts
 
     return objective
+
+
+def _student_tap(place: RedPlacement, plan: StudentPlan) -> Tap:
+    """What leaves the RED block there, or where the student has none, what the layer takes in or puts out."""
+    if any(block.name == place.name for block in plan.blocks):
+        return Tap(place.name, "output")
+    path, side = place.name.rsplit(".", 1)
+    return Tap(path, "input" if side == "red_in" else "output")

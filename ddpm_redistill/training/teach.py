@@ -12,14 +12,12 @@ from torch import nn
 from ..config import PredictionType, TeachConfig
 from ..core.losses import epsilon_of, task_loss
 from ..errors import UserError
-from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, seeded_generator
-from ..provenance import environment
+from ..pipelines.pipeline_red_ddpm import seeded_generator
 from ..sources.images import open_images
 from ..sources.teacher import load_teacher
-from .disk import on_main
-from .draws import Draws
-from .loop import Batch, make_accelerator, train
-from .run_folder import RunFolder, settings_text, write_pipeline
+from .loop import Batch
+from .run import open_run
+from .run_folder import settings_text
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -36,23 +34,16 @@ def teach(
             is to be written.
         Stopped: SIGTERM or Ctrl-C during the training, after a checkpoint; a SystemExit.
     """
-    run = RunFolder(config.output_dir)
-    resume = resume or resume_anyway
-    run.check(config, resume=resume, anyway=resume_anyway)
+    run = open_run(config, resume=resume, anyway=resume_anyway)
     size, channels, on_bad_image = config.image_size, config.channels, config.on_bad_image
     images = open_images(config.data, image_size=size, channels=channels, on_bad_image=on_bad_image)
     unet, scheduler = build_teacher(config)
-    contents = {"data_sha256": images.fingerprint}
-    if resume:
-        run.check_records({"provenance.json": contents})
-    records = {"provenance.json": {"data": images.description, **contents, **environment()}}
-    accelerator = make_accelerator(config.training, run)
+    records = run.records({"data": images.description}, {"data_sha256": images.fingerprint})
     log.info("%s\ndata: %s", settings_text(config), images.description)
     if dry_run:
         return None
-    log.info("running %d process(es) on %s", accelerator.num_processes, accelerator.device)
-    with run.begun(config, records, accelerator, resume=resume, anyway=resume_anyway):
-        alphas_cumprod = scheduler.alphas_cumprod.to(accelerator.device)
+    with run.begun(records):
+        alphas_cumprod = scheduler.alphas_cumprod.to(run.accelerator.device)
 
         def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
             timesteps, noise = batch["timesteps"], batch["noise"]
@@ -61,21 +52,7 @@ def teach(
             epsilon = epsilon_of(prediction, noisy, alphas_cumprod[timesteps], scheduler.config.prediction_type)
             return {"task": task_loss(epsilon, noise)}
 
-        draws = Draws(
-            images,
-            seed=config.seed,
-            batch_size=config.training.batch_size,
-            num_train_timesteps=scheduler.config.num_train_timesteps,
-            horizontal_flip=config.horizontal_flip,
-        )
-        pipeline = RedDDPMPipeline(unet, scheduler)
-        sampler = RedDDPMPipeline(unet, scheduler).set_scheduler("ddim")
-        sampler.set_progress_bar_config(disable=True)
-        train(unet, objective, {"task": 1.0}, draws, sampler, config.training, run, accelerator, resume=resume)
-        on_main(accelerator, lambda: write_pipeline(pipeline, run.path / "teacher"))
-        log.info("teacher written to %s", run.path / "teacher")
-        accelerator.end_training()  # ends the process group too: nothing may wait after it
-    return run.path / "teacher"
+        return run.train(unet, scheduler, lambda _: objective, {"task": 1.0}, images, "teacher")
 
 
 def build_teacher(config: TeachConfig) -> tuple[UNet2DModel, DDPMScheduler]:
@@ -110,6 +87,8 @@ def build_teacher(config: TeachConfig) -> tuple[UNet2DModel, DDPMScheduler]:
 def _start_from(ref: str, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
     """Load the weights of a pretrained DDPM. Raises UserError naming what differs, where equal shapes might hide it."""
     teacher = load_teacher(ref)
+    if type(teacher.unet) is not UNet2DModel:
+        raise UserError(f"start: {ref} is a student, give a UNet2DModel: distill goes on from students")
     for theirs, ours, keys in (
         (teacher.unet.config, unet.config, unet.config.keys() - {"sample_size"}),
         (teacher.scheduler.config, scheduler.config, {"prediction_type", "num_train_timesteps"}),

@@ -13,37 +13,26 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import Namespace
 
-from .cli_text import (
-    budget_commands,
-    budget_text,
-    free_width_text,
-    live_at_peak_table,
-    memory_table,
-    nothing_fits,
-    push_text,
-    summary,
-)
-from .config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
-from .errors import UserError
-from .units import MIB, parse_bytes
+from ..config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
+from ..errors import UserError
+from ..units import MIB, parse_bytes
+from .text import budget_commands, budget_text, free_width_text, memory_table, nothing_fits, push_text, summary
 
 log = logging.getLogger("ddpm_redistill")
 
-DEMO_CONFIG = Path(__file__).parent / "builtin" / "demo.yaml"
+DEMO_CONFIG = Path(__file__).parent.parent / "builtin" / "demo.yaml"
 DEMO_IMAGES = 500
 DEMO_STEPS = 25
 
 
 def run_plan(arguments: Namespace) -> None:
-    from .sources.teacher import find_model
-    from .students.footprint import planned_memory, planned_report
-    from .students.free_width import free_width
-    from .students.plan import plan_student
+    from ..sources.teacher import find_model
+    from ..students.footprint import planned_memory, planned_report
+    from ..students.free_width import free_width
+    from ..students.plan import plan_student
 
     budget = None if arguments.budget is None else parse_bytes(arguments.budget)
     model = find_model(arguments.teacher)
-    if model.network_class != "UNet2DModel":
-        raise UserError(f"{arguments.teacher} is a student already: give the teacher that it was made from")
     if arguments.image_size is not None and arguments.image_size < 1:
         raise UserError(f"image_size must be at least 1, not {arguments.image_size}")
     own_size = model.config.get("sample_size")
@@ -67,7 +56,7 @@ def run_plan(arguments: Namespace) -> None:
     if arguments.widen is not None:
         raise UserError("--widen and --budget do not go together: a budget is met by the smallest change")
 
-    from .students.budget import plan_under_budget
+    from ..students.budget import plan_under_budget
 
     narrowed = {"reduction": arguments.reduction, "red_placement": arguments.red_placement}
     found = plan_under_budget(config, budget, arguments.budget_counts, **narrowed)
@@ -87,52 +76,8 @@ def run_plan(arguments: Namespace) -> None:
         sys.exit(1)
 
 
-def run_memory(arguments: Namespace) -> None:
-    import torch
-
-    from .sources.teacher import find_model
-    from .students.footprint import memory_profiles, network_of, profiles_report
-
-    quiet_libraries()
-    limit = None if arguments.fail_over is None else parse_bytes(arguments.fail_over)
-    folder = None if arguments.timeline is None else Path(arguments.timeline)
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: give another --timeline")
-    refs = {"teacher": arguments.teacher, "model": arguments.model}
-    unets = {name: network_of(find_model(ref).config) for name, ref in refs.items() if ref is not None}
-    at = {key: arguments[key] for key in ("batch_size", "image_size")} | {"dtype": getattr(torch, arguments.dtype)}
-
-    profiles = {name: memory_profiles(unet, **at) for name, unet in unets.items()}
-    memory = {name: profiles_report(found) for name, found in profiles.items()}
-    execution, judged = f"lean {arguments.lean}" if arguments.lean else "eager", profiles["model"][arguments.lean]
-    if folder is not None:
-        from .evaluation.pages.timeline import timeline_picture, write_timeline_csv
-
-        timelines = {name: found[None].timeline for name, found in profiles.items()}
-        if arguments.lean:
-            timelines[f"model, {execution}"] = judged.timeline
-        folder.mkdir(parents=True, exist_ok=True)
-        write_timeline_csv(folder / "timeline.csv", timelines)
-        (folder / "timeline.png").write_bytes(timeline_picture(timelines))
-    if arguments.json:
-        size = arguments.image_size or unets["model"].config.sample_size
-        settings = {"batch_size": arguments.batch_size, "image_size": size, "dtype": arguments.dtype}
-        result = {"model": arguments.model, **settings, "memory": memory["model"]}
-        if arguments.teacher is not None:
-            result |= {"teacher": arguments.teacher, "teacher_memory": memory["teacher"]}
-        print(json.dumps(result, indent=2))
-    else:
-        print(memory_table(memory, by_setting=True))
-        print(live_at_peak_table(judged.to_dict(), f"the model, {execution}"))
-    if limit is not None and judged.tensor_peak > limit:
-        over = f"{(judged.tensor_peak - limit) / MIB:.4f} MiB over {arguments.fail_over}"
-        peak = f"{judged.tensor_peak / MIB:.4f} MiB ({judged.tensor_peak} B)"
-        print(f"ddpm-redistill: tensor_peak of {arguments.model}, {execution}, is {peak}: {over}", file=sys.stderr)
-        sys.exit(1)
-
-
 def run_teach(arguments: Namespace) -> None:
-    from .training.teach import teach
+    from ..training.teach import teach
 
     quiet_libraries()
     config = TeachConfig(**as_settings(arguments, TeachConfig))
@@ -140,7 +85,7 @@ def run_teach(arguments: Namespace) -> None:
 
 
 def run_distill(arguments: Namespace) -> None:
-    from .training.distill import distill
+    from ..training.distill import distill
 
     quiet_libraries()
     config = DistillConfig(**as_settings(arguments, DistillConfig))
@@ -148,7 +93,7 @@ def run_distill(arguments: Namespace) -> None:
     if student is not None:
         from accelerate import PartialState
 
-        from .sharing.card import renew_card
+        from ..sharing.card import renew_card
 
         if PartialState().is_main_process:
             renew_card(str(student), output_dir=student.parent, measured=False)
@@ -159,7 +104,7 @@ def run_flags(arguments: Namespace) -> dict[str, bool]:
 
 
 def run_sample(arguments: Namespace) -> None:
-    from .evaluation.sample_run import sample_to_disk
+    from ..evaluation.sample_run import sample_to_disk
 
     quiet_libraries()
     keys = ("num_images", "scheduler", "spacing", "eta", "seed", "batch_size", "lean", "dtype", "resume")
@@ -168,8 +113,8 @@ def run_sample(arguments: Namespace) -> None:
 
 
 def run_evaluate(arguments: Namespace) -> None:
-    from .evaluation.evaluate import evaluate
-    from .sharing.card import renew_card
+    from ..evaluation.evaluate import evaluate
+    from ..sharing.card import renew_card
 
     quiet_libraries()
     folder = Path(arguments.model)
@@ -200,8 +145,8 @@ def run_evaluate(arguments: Namespace) -> None:
 def run_statistics(arguments: Namespace) -> None:
     import torch
 
-    from .evaluation.extractors import choose_extractor
-    from .evaluation.reference import write_statistics
+    from ..evaluation.extractors import choose_extractor
+    from ..evaluation.reference import write_statistics
 
     extractor = choose_extractor(arguments.inception_weights, arguments.extractor)
     extractor.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -214,7 +159,7 @@ def run_statistics(arguments: Namespace) -> None:
 
 
 def run_export(arguments: Namespace) -> None:
-    from .export.export_model import export_model
+    from ..export.export_model import export_model
 
     quiet_libraries()
     keys = ("format", "batch_size", "opset", "quantise", "data", "calibration_images")
@@ -222,7 +167,7 @@ def run_export(arguments: Namespace) -> None:
 
 
 def run_report(arguments: Namespace) -> None:
-    from .evaluation.pages.compare_page import write_comparison
+    from ..evaluation.pages.compare_page import write_comparison
 
     found = write_comparison(arguments.runs, arguments.output)
     if arguments.json:
@@ -234,7 +179,7 @@ def run_report(arguments: Namespace) -> None:
 
 
 def run_push(arguments: Namespace) -> None:
-    from .sharing.push import push
+    from ..sharing.push import push
 
     quiet_libraries()
     options = {key: arguments[key] for key in ("report", "private", "dry_run")}
@@ -242,9 +187,9 @@ def run_push(arguments: Namespace) -> None:
 
 
 def run_demo(arguments: Namespace) -> None:
-    from .evaluation.evaluate import evaluate
-    from .sharing.card import renew_card
-    from .training.distill import distill
+    from ..evaluation.evaluate import evaluate
+    from ..sharing.card import renew_card
+    from ..training.distill import distill
 
     quiet_libraries()
     settings = yaml.safe_load(DEMO_CONFIG.read_text())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from .units import MIB
+from ..units import MIB
 
 if TYPE_CHECKING:
-    from .sharing.push import Push
-    from .students.budget import BudgetPlan, Candidate
-    from .students.free_width import FreeWidth
+    from ..sharing.push import Push
+    from ..students.budget import BudgetPlan, Candidate
+    from ..students.free_width import FreeWidth
 
 PEAKS = ("paper_peak", "paper_peak_with_skips", "red_paper_peak", "tensor_peak", "tensor_peak_lean", "weights")
+OF_PROGRAMS = ("planned_arena", "file")
 SHOWN_AT_PEAK = 6
 
 
@@ -30,9 +31,10 @@ def memory_table(memory: dict[str, dict[str, Any]], by_setting: bool = False) ->
             cells += f"{values[0] / values[1]:>8.2f}x"
         lines.append(f"{label:<24}{cells}")
     where = names[-1]
-    lines.append(
-        f"tensor_peak of the {where} is at {memory[where]['peak_operation']} in {memory[where]['peak_module']}"
-    )
+    if "peak_operation" in memory[where]:
+        lines.append(
+            f"tensor_peak of the {where} is at {memory[where]['peak_operation']} in {memory[where]['peak_module']}"
+        )
     return "\n".join(lines)
 
 
@@ -57,7 +59,7 @@ def live_at_peak_table(profile: dict[str, Any], title: str) -> str:
 def _memory_rows(profiles: list[dict[str, Any]], by_setting: bool) -> list[tuple[str, list[int | None]]]:
     """(label, a value for each network); a definition that none of them carries is left out."""
     rows: list[tuple[str, list[int | None]]] = []
-    for peak in PEAKS:
+    for peak in (*PEAKS, *OF_PROGRAMS):
         if by_setting and peak == "tensor_peak_lean":
             settings = {setting: None for profile in profiles for setting in profile["lean"]}
             rows += [(f"  lean, {setting}", [p["lean"].get(setting) for p in profiles]) for setting in settings]
@@ -141,8 +143,7 @@ def budget_commands(teacher: str, image_size: int | None, chosen: Candidate) -> 
     """The commands that make and run what was chosen. ``image_size``: None is the teacher's own."""
     lines, model = [], teacher
     if chosen.reduction > 1:
-        options = ["--student.reduction", str(chosen.reduction)]
-        options += [] if chosen.red_placement == "full" else ["--student.red_placement", str(chosen.red_placement)]
+        options = ["--student.reduction", str(chosen.reduction), "--student.red_placement", str(chosen.red_placement)]
         options += [] if image_size is None else ["--image_size", str(image_size)]
         data = [] if teacher == "builtin:digits" else ["--data", "DATA"]
         lines.append(shlex.join(["ddpm-redistill", "distill", "--teacher", teacher, *data, *options]))

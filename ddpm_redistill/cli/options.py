@@ -1,0 +1,47 @@
+"""Options that several verbs take, said once."""
+
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+
+TEACHER_HELP = "a diffusers folder, a hub id, or builtin:digits"
+DATA_HELP = "a folder of images, an .npz of uint8 NHWC images, torchvision:NAME, hub:NAME or builtin:digits"
+
+
+def add_sampling(parser: ArgumentParser) -> None:
+    parser.add_argument("--scheduler", type=str, default="ddim", help="ddpm, ddim or dpm++")
+    parser.add_argument("--batch_size", type=int, default=64, help="images sampled at once")
+    parser.add_argument("--seed", type=int, default=0, help="image k is a function of the seed and k")
+
+
+def add_spacing(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--spacing",
+        type=str | None,
+        default=None,
+        help="of the timesteps of ddim: trailing (default), leading or quad; ddpm is leading and dpm++ trailing",
+    )
+    parser.add_argument("--eta", type=float, default=0.0, help="of ddim: fresh noise in each step, from 0 to 1")
+
+
+def add_extractor(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--inception_weights", type=str | None, default=None, help="torch-fidelity's Inception weights, for FID and IS"
+    )
+    parser.add_argument(
+        "--extractor", type=str | None, default=None, help="module:Class, one's own torch-fidelity FeatureExtractorBase"
+    )
+
+
+def add_lean(parser: ArgumentParser, help: str) -> None:
+    parser.add_argument("--lean", type=Literal["fast", "balanced", "smallest"] | None, default=None, help=help)
+
+
+def add_dtype(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype", type=Literal["float32", "bfloat16", "float16"], default="float32", help="of weights and activations"
+    )
+
+
+def add_json(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on standard output")

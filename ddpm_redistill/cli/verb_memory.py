@@ -1,0 +1,103 @@
+"""What ``memory`` does: of networks what a pass takes, of exported programs what was planned for one."""
+
+import json
+import sys
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from ..errors import UserError
+from ..units import MIB, parse_bytes
+from .text import live_at_peak_table, memory_table
+from .verbs import quiet_libraries
+
+OF_NETWORKS = {"batch_size": 1, "image_size": None, "dtype": "float32", "lean": None, "timeline": None}
+"""Options that a program has no use for, and their defaults."""
+
+
+def run_memory(arguments: Namespace) -> None:
+    from ..export.program_file import is_program
+
+    if is_program(arguments.model) or is_program(arguments.teacher or ""):
+        memory_of_programs(arguments)
+    else:
+        memory_of_networks(arguments)
+
+
+def memory_of_networks(arguments: Namespace) -> None:
+    import torch
+
+    from ..sources.teacher import find_model
+    from ..students.footprint import memory_profiles, network_of, profiles_report
+
+    quiet_libraries()
+    limit = None if arguments.fail_over is None else parse_bytes(arguments.fail_over)
+    folder = None if arguments.timeline is None else Path(arguments.timeline)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give another --timeline")
+    refs = {"teacher": arguments.teacher, "model": arguments.model}
+    unets = {name: network_of(find_model(ref).config) for name, ref in refs.items() if ref is not None}
+    at = {key: arguments[key] for key in ("batch_size", "image_size")} | {"dtype": getattr(torch, arguments.dtype)}
+
+    profiles = {name: memory_profiles(unet, **at) for name, unet in unets.items()}
+    memory = {name: profiles_report(found) for name, found in profiles.items()}
+    execution, judged = f"lean {arguments.lean}" if arguments.lean else "eager", profiles["model"][arguments.lean]
+    if folder is not None:
+        from ..evaluation.pages.timeline import timeline_picture, write_timeline_csv
+
+        timelines = {name: found[None].timeline for name, found in profiles.items()}
+        if arguments.lean:
+            timelines[f"model, {execution}"] = judged.timeline
+        folder.mkdir(parents=True, exist_ok=True)
+        write_timeline_csv(folder / "timeline.csv", timelines)
+        (folder / "timeline.png").write_bytes(timeline_picture(timelines))
+    if arguments.json:
+        size = arguments.image_size or unets["model"].config.sample_size
+        settings = {"batch_size": arguments.batch_size, "image_size": size, "dtype": arguments.dtype}
+        result = {"model": arguments.model, **settings, "memory": memory["model"]}
+        if arguments.teacher is not None:
+            result |= {"teacher": arguments.teacher, "teacher_memory": memory["teacher"]}
+        print(json.dumps(result, indent=2))
+    else:
+        print(memory_table(memory, by_setting=True))
+        print(live_at_peak_table(judged.to_dict(), f"the model, {execution}"))
+    fail_when_over(f"tensor_peak of {arguments.model}, {execution},", judged.tensor_peak, limit, arguments.fail_over)
+
+
+def memory_of_programs(arguments: Namespace) -> None:
+    from ..export.program_file import is_program, open_program
+
+    limit = None if arguments.fail_over is None else parse_bytes(arguments.fail_over)
+    refs = {"teacher": arguments.teacher, "model": arguments.model}
+    refs = {name: ref for name, ref in refs.items() if ref is not None}
+    programs = [ref for ref in refs.values() if is_program(ref)]
+    if len(programs) < len(refs):
+        raise UserError(f"{programs[0]} is a program and the other is not: give two programs, or two networks")
+    wrong = next((key for key, default in OF_NETWORKS.items() if arguments[key] != default), None)
+    if wrong:
+        raise UserError(f"--{wrong} is for networks: the memory of {programs[0]} was planned when it was exported")
+    found = {name: open_program(ref) for name, ref in refs.items()}
+    batches = {name: program.batch_size for name, program in found.items()}
+    if len(set(batches.values())) > 1:
+        told = " and ".join(map(str, batches.values()))
+        raise UserError(f"the programs are of {told} images a call: export both with the same --batch_size")
+    memory = {name: program.memory for name, program in found.items()}
+    if arguments.json:
+        model = found["model"]
+        settings = {"batch_size": model.batch_size, "image_size": model.image_size, "dtype": "float32"}
+        result = {"model": arguments.model, **settings, "memory": memory["model"]}
+        if "teacher" in refs:
+            result |= {"teacher": refs["teacher"], "teacher_memory": memory["teacher"]}
+        print(json.dumps(result, indent=2))
+    else:
+        print(memory_table(memory))
+    arena = memory["model"]["planned_arena"]
+    fail_when_over(f"planned_arena of {arguments.model}", arena, limit, arguments.fail_over)
+
+
+def fail_when_over(what: str, size: int, limit: int | None, text: str | None) -> None:
+    """Exit with 1 and a line when ``size`` is over ``limit``, both in bytes; ``text`` is how a person wrote it."""
+    if limit is not None and size > limit:
+        over = f"{(size - limit) / MIB:.4f} MiB over {text}"
+        print(f"ddpm-redistill: {what} is {size / MIB:.4f} MiB ({size} B): {over}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,150 @@
+"""The network that a config tells of, a teacher's or one of its own students', and its table of resampling layers."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from diffusers import UNet2DModel
+
+from ..core.taps import Tap, reading
+from ..errors import UserError
+from ..pipelines.modeling_red_unet import RedUNet2DModel
+from ..pipelines.red_block import RedAround, REDBlock
+
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+BROKEN = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError)
+"""What a config of any kind makes diffusers raise, torch where its values meet shapes, and a student's plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """One row of the resampling table: a layer that changes resolution, measured on an example input.
+
+    ``kind`` is stem, down, up or head; channels and resolutions (pixels a side) are (input, output). For the head
+    the layer is the norm that opens it: that is where its RED block stands. Of a student ``path`` is a layer with the
+    RED blocks around it, and ``reads`` what stands behind the first of them; elsewhere both are the same.
+    """
+
+    path: str
+    reads: str
+    kind: str
+    stride: int
+    channels: tuple[int, int]
+    resolution: tuple[int, int]
+
+
+def is_student(config: dict[str, Any]) -> bool:
+    """Does a config, of a folder or of a network, tell of a ``RedUNet2DModel``?"""
+    named = "RedUNet2DModel" if config.get("student_plan") else "UNet2DModel"
+    return config.get("_class_name", named) == "RedUNet2DModel"
+
+
+def base_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The ``UNet2DModel`` config that a student's is written on: no reduction, no RED blocks; of a teacher its own."""
+    if not is_student(config):
+        return config
+    base = {key: value for key, value in config.items() if key != "student_plan" and not key.startswith("_")}
+    for key in ("down_block_types", "up_block_types"):
+        base[key] = [name.split(".")[-1] for name in base.get(key) or ()]
+    return base
+
+
+def widened(config: dict[str, Any], widen: tuple[int, ...]) -> dict[str, Any]:
+    """A ``UNet2DModel`` config with ``widen[i]`` times the channels in level i."""
+    channels = build_on_meta(config).config.block_out_channels
+    return {**config, "block_out_channels": [c * factor for c, factor in zip(channels, widen, strict=True)]}
+
+
+def resampling_table(config: dict[str, Any]) -> list[Resampling]:
+    """The resampling layers of a network in the order of the forward: stem, downs, ups, head.
+
+    A student has those of its deepest levels still, at stride 1.
+
+    Raises:
+        UserError: a kind of network that has no student here.
+    """
+    unet = build_on_meta(config)
+    config = dict(unet.config)  # what was left open has diffusers' defaults here
+    size, depth = config["sample_size"], len(config["down_block_types"])
+    size = size if isinstance(size, int) else size[0]
+    downs = [f"down_blocks.{i}.downsamplers.0" for i in range(depth) if unet.down_blocks[i].downsamplers]
+    ups = [f"up_blocks.{i}.upsamplers.0" for i in range(depth) if unet.up_blocks[i].upsamplers]
+    if len(downs) != depth - 1 or len(ups) != depth - 1:
+        raise UserError(f"teacher has {depth} levels but {len(downs)} down- and {len(ups)} up-samplers: not supported")
+    if size % 2 ** len(downs):
+        raise UserError(
+            f"image size {size} does not divide by {2 ** len(downs)}, as the teacher's {len(downs)} down-samplers need"
+        )
+    kinds = {"conv_in": "stem", **dict.fromkeys(downs, "down"), **dict.fromkeys(ups, "up"), "conv_norm_out": "head"}
+    reads = {path: _reads(unet, path) for path in kinds}
+    taps = [tap for path in kinds for tap in (Tap(reads[path], "input"), Tap(path, "output"))]
+    example = torch.empty(1, config["in_channels"], size, size, device="meta")
+    rows = []
+    with torch.no_grad(), reading(unet, taps) as maps:
+        try:
+            unet(example, torch.zeros(1, dtype=torch.long, device="meta"))
+        except BROKEN as error:
+            raise UserError(f"this teacher's config makes no network that runs: {_first_line(error)}") from error
+        for path, kind in kinds.items():
+            before, after = maps[Tap(reads[path], "input")], maps[Tap(path, "output")]
+            resolution = (before.shape[-1], after.shape[-1])
+            rows.append(
+                Resampling(
+                    path=path,
+                    reads=reads[path],
+                    kind=kind,
+                    stride=max(resolution) // min(resolution),
+                    channels=(before.shape[1], after.shape[1]),
+                    resolution=resolution,
+                )
+            )
+    return rows
+
+
+def build_on_meta(config: dict[str, Any]) -> UNet2DModel:
+    """The network without memory for its weights, in eval mode.
+
+    Raises:
+        UserError: with the reason when it is neither a plain DDPM UNet nor a student of one.
+    """
+    reason = _unsupported(base_config(config))
+    if reason:
+        raise UserError(f"this teacher cannot be distilled: {reason}")
+    network = RedUNet2DModel if is_student(config) else UNet2DModel
+    try:
+        with torch.device("meta"):
+            return cast(UNet2DModel, network.from_config(config)).eval()
+    except BROKEN as error:
+        raise UserError(f"diffusers cannot build this teacher's config: {_first_line(error)}") from error
+
+
+def _reads(unet: UNet2DModel, path: str) -> str:
+    """The module whose input is the layer's own: behind the RED block in front of it, where there is one."""
+    layer = unet.get_submodule(path)
+    behind_red = isinstance(layer, RedAround) and isinstance(layer.red_in, REDBlock)
+    return f"{path}.layer" if behind_red else path
+
+
+def _unsupported(config: dict[str, Any]) -> str | None:
+    size = config.get("sample_size")
+    if isinstance(size, list | tuple) and len(set(size)) == 1:
+        size = size[0]
+    if not isinstance(size, int):
+        return f"its sample_size is {size}, a single number of pixels a side is needed"
+    for key, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+        for kind in config.get(key) or ():
+            if kind not in known:
+                return f"{key} has {kind}, supported are {', '.join(known)}"
+    if config.get("num_class_embeds") or config.get("class_embed_type"):
+        return "it is class-conditional, and data sources here carry no labels"
+    if config.get("time_embedding_type", "positional") == "fourier":
+        return "its output is divided by a Fourier time embedding: a score-SDE network, not a DDPM"
+    if config.get("in_channels") != config.get("out_channels"):
+        channels = f"{config.get('in_channels')} channels in, {config.get('out_channels')} out"
+        return f"it has {channels}, which must agree (no learned variance)"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,92 @@
+"""What ``distill`` and ``teach`` do alike around the loop: a run is checked, begun, trained and written."""
+
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import nn
+
+from ..config import DistillConfig, TeachConfig
+from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..provenance import environment
+from ..sources.image_source import ImageSource
+from .disk import on_main
+from .draws import Draws
+from .loop import ObjectiveAt, make_accelerator, train
+from .run_folder import RunFolder, write_pipeline
+
+log = logging.getLogger("ddpm_redistill")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose folder and share of the processes are checked; nothing is written yet."""
+
+    config: DistillConfig | TeachConfig
+    folder: RunFolder
+    accelerator: Accelerator
+    resume: bool
+    anyway: bool
+
+    def records(
+        self, places: dict[str, str], contents: dict[str, Any], plan: dict[str, Any] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """What the folder keeps of the inputs: where they lie, what they are; as JSON by file name.
+
+        Raises:
+            UserError: a run that is resumed had other ``contents`` or another ``plan``.
+        """
+        plans = {"plan.json": plan} if plan else {}
+        if self.resume:
+            self.folder.check_records({**plans, "provenance.json": contents})
+        return {**plans, "provenance.json": {**places, **contents, **environment()}}
+
+    def begun(self, records: dict[str, dict[str, Any]]) -> AbstractContextManager[None]:
+        """The folder, locked, with ``records`` in it: see ``RunFolder.begun``."""
+        log.info("running %d process(es) on %s", self.accelerator.num_processes, self.accelerator.device)
+        return self.folder.begun(self.config, records, self.accelerator, resume=self.resume, anyway=self.anyway)
+
+    def train(
+        self,
+        network: UNet2DModel,
+        scheduler: DDPMScheduler,
+        objective_at: ObjectiveAt,
+        weights: dict[str, float],
+        images: ImageSource,
+        name: str,
+        *,
+        loss_modules: nn.Module | None = None,
+    ) -> Path:
+        """``loop.train`` on ``images``; returns the result's folder, ``output_dir/name``: a pipeline, EMA weights."""
+        config = self.config
+        draws = Draws(
+            images,
+            seed=config.seed,
+            batch_size=config.training.batch_size,
+            num_train_timesteps=scheduler.config.num_train_timesteps,
+            horizontal_flip=config.horizontal_flip,
+        )
+        sampler = RedDDPMPipeline(network, scheduler).set_scheduler("ddim")
+        sampler.set_progress_bar_config(disable=True)
+        where = {"run": self.folder, "accelerator": self.accelerator, "resume": self.resume}
+        train(network, objective_at, weights, draws, sampler, config.training, loss_modules=loss_modules, **where)
+        written = self.folder.path / name
+        on_main(self.accelerator, lambda: write_pipeline(RedDDPMPipeline(network, scheduler), written))
+        log.info("%s written to %s", name, written)
+        self.accelerator.end_training()  # ends the process group too: nothing may wait after it
+        return written
+
+
+def open_run(config: DistillConfig | TeachConfig, *, resume: bool, anyway: bool) -> Run:
+    """Check the folder, and how the batch divides. ``anyway`` is a resume too.
+
+    Raises:
+        UserError: as ``RunFolder.check`` and ``make_accelerator``.
+    """
+    folder, resume = RunFolder(config.output_dir), resume or anyway
+    folder.check(config, resume=resume, anyway=anyway)
+    return Run(config, folder, make_accelerator(config.training, folder), resume, anyway)

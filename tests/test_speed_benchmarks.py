@@ -1,0 +1,91 @@
+"""benchmarks/throughput.py and sampling_speed.py, run as a person runs them: what they say hangs together.
+
+Nothing here depends on how fast anything is.
+"""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from training_helpers import one_thread_environment
+
+from ddpm_redistill.pipelines.red_block import REDBlock
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TINY = ["--architecture", "tiny", "--threads", "1", "--steps", "2"]
+
+
+def figures(script: str, *options: str) -> dict[str, Any]:
+    """What a benchmark prints with --json, in a process of its own."""
+    command = [sys.executable, str(BENCHMARKS / script), *TINY, *options, "--json"]
+    done = subprocess.run(command, env=one_thread_environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def throughput() -> dict[str, Any]:
+    rows = ["redistill", "default", "default+bf16", "default+processes"]
+    return figures("throughput.py", "--batch_size", "4", "--rows", *rows)
+
+
+def test_throughput_compares_every_row_with_the_plain_loop(throughput: dict[str, Any]) -> None:
+    rows = throughput["rows"]
+    assert throughput["ratios"] == {name: row["plain"] / row["ours"] for name, row in rows.items()}
+    assert all(row["plain"] > 0 and row["ours"] > 0 for row in rows.values())
+    assert rows["default+processes"]["plain"] == rows["default"]["plain"]
+    assert rows["default"]["plain"] != rows["redistill"]["plain"]  # each row beside a plain loop of its own
+    of = [name for name in rows if name.startswith("default")]
+    assert throughput["ratio"] == max(throughput["ratios"][name] for name in of)
+    assert throughput["ratios"][throughput["ratio_of"]] == throughput["ratio"]
+
+
+def test_throughput_sees_every_part_of_a_step(throughput: dict[str, Any]) -> None:
+    """A part that is no longer seen would be 0, and one that is counted twice would push ``rest`` below 0."""
+    for name in ("redistill", "default", "default+bf16"):
+        parts = throughput["rows"][name]["parts"]
+        assert sum(parts.values()) == pytest.approx(throughput["rows"][name]["ours"])  # of two steps medians are means
+        # Another recipe may ask its teacher nothing.
+        assert all(seconds > 0 for part, seconds in parts.items() if part != "teacher" or name == "redistill"), parts
+
+
+def test_throughput_checks_that_both_loops_train_alike(throughput: dict[str, Any]) -> None:
+    assert throughput["loss_difference"] == throughput["rows"]["redistill"]["loss_difference"] < 1e-5
+    assert throughput["rows"]["default"]["loss_difference"] > 1e-2  # another loss: the comparison can tell
+
+
+def test_throughput_of_processes_needs_its_plain_loop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "--rows", "default+bf16+processes"])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module("throughput").main()
+    assert "row default: name that too" in capsys.readouterr().err
+
+
+NETWORKS = ["teacher", "student", "folded", "no RED", "teacher, lean", "folded, lean"]
+
+
+def test_sampling_speed() -> None:
+    found = figures("sampling_speed.py", "--batch_size", "2", "--rounds", "1")
+    speed = found["images_per_second"]
+    assert [*speed] == NETWORKS
+    assert all(value > 0 for value in speed.values())
+    assert found["ratios"] == {name: value / speed["teacher"] for name, value in speed.items()}
+    assert found["ratio"] == found["ratios"]["folded"]
+    assert (found["architecture"], found["lean"], found["device"] in ("cpu", "cuda")) == ("tiny", "fast", True)
+
+
+def test_sampling_speed_runs_what_its_rows_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    made = importlib.import_module("sampling_speed").pipelines("tiny", "full", "fast")
+    kinds = {name: {type(module) for module in pipeline.unet.modules()} for name, pipeline in made.items()}
+    assert [name for name in NETWORKS if nn.BatchNorm2d in kinds[name]] == ["student"]
+    assert [name for name in NETWORKS if REDBlock in kinds[name]] == ["student", "folded", "folded, lean"]
+    assert [name for name in NETWORKS if made[name].lean] == ["teacher, lean", "folded, lean"]
