@@ -110,6 +110,7 @@ def export_rows() -> list[Row]:
         Row("onnxruntime is gone", "sample {place}/text.onnx --output {out}", "needs onnxruntime", "onnxruntime"),
         Row("lean ONNX", "sample {place}/text.onnx --lean fast --output {out}", "leave out lean and dtype"),
         Row("text named .pte", "memory {place}/text.pte", "is no whole ExecuTorch program that `export` wrote"),
+        Row("flatbuffers is gone", "memory {place}/text.pte", "needs flatbuffers: pip install", "flatbuffers"),
         Row("a program cut short", "memory {place}/cut.pte", "it has 1,040 bytes of 1,000,064"),
         Row("a program of another batch", "memory {place}/cut.pte --batch_size 4", "--batch_size is for networks"),
         Row("a program beside a network", "memory {place}/cut.pte --teacher {place}/teacher", "two programs, or two"),

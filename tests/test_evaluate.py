@@ -93,7 +93,7 @@ def test_memory_speed_plan(report):
     for speed in found["speed"].values():
         assert (speed["num_images"], speed["num_inference_steps"], speed["batch_size"]) == (COUNT, 2, 5)
         assert speed["images_per_second"] == pytest.approx(COUNT / speed["seconds"])
-    assert (found["plan"]["reduction"], len(found["plan"]["blocks"])) == (2, 10)
+    assert (found["plan"]["reduction"], len(found["plan"]["blocks"])) == (2, 2)
 
 
 def test_provenance(report, arguments, place):

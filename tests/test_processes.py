@@ -85,7 +85,8 @@ def one_process(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 def two_processes(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     command = [tool("torchrun"), "--nproc_per_node=2", "--standalone", "-m", "ddpm_redistill", "distill"]
-    settings = {**inputs, "output_dir": str(folder), "horizontal_flip": True, "loss": LOSS, "training": TRAINING}
+    settings = {**inputs, "output_dir": str(folder), "horizontal_flip": True, "training": TRAINING}
+    settings["loss"] = {**LOSS, "feature_share": 1.0}
     environment = one_thread_environment(ACCELERATE_USE_CPU="true")
     done = subprocess.run(command + arguments(settings), env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

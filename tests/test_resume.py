@@ -37,8 +37,8 @@ from ddpm_redistill.training.teach import teach
 
 def test_a_real_kill_and_resume_is_bit_identical(inputs, tmp_path):
     one, run = tmp_path / "one", tmp_path / "killed"
-    distill(distill_config(inputs, one, loss={"red": 1.0}, sample_every=5))
-    settings = {**inputs, "output_dir": str(run), "horizontal_flip": True, "loss": {"red": 1.0}}
+    distill(distill_config(inputs, one, loss={"red": 1.0, "feature_share": 0.25}, sample_every=5))
+    settings = {**inputs, "output_dir": str(run), "horizontal_flip": True, "loss": {"red": 1.0, "feature_share": 0.25}}
     argv = arguments({**settings, "training": {**TRAIN, "sample_every": 5}})
     command = [sys.executable, "-m", "ddpm_redistill", "distill", *argv]
     with (tmp_path / "stderr").open("w") as stderr:
@@ -52,7 +52,7 @@ def test_a_real_kill_and_resume_is_bit_identical(inputs, tmp_path):
         assert process.wait() == -signal.SIGKILL
     assert list_checkpoints(run / "checkpoints")[-1].name < "step-000020"
     assert not (run / "student").exists()
-    distill(distill_config(inputs, run, loss={"red": 1.0}, sample_every=5), resume=True)
+    distill(distill_config(inputs, run, loss={"red": 1.0, "feature_share": 0.25}, sample_every=5), resume=True)
     assert_same_run(one, run)
     grid = Path("samples") / "step-000020.png"
     assert (one / grid).read_bytes() == (run / grid).read_bytes()

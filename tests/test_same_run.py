@@ -14,8 +14,12 @@ from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.same_run import changed_settings, flatten
 
 
-def settings(**training: object) -> dict[str, object]:
-    config = DistillConfig(training=TrainingConfig(steps=100, batch_size=8, schedule="constant", **training))
+def settings(**changes: object) -> dict[str, object]:
+    loss, training = (
+        LossConfig(feature_share=1.0),
+        TrainingConfig(steps=100, batch_size=8, schedule="constant", **changes),
+    )
+    config = DistillConfig(loss=loss, training=training)
     return flatten(asdict(resolve(config)))
 
 
@@ -69,6 +73,14 @@ def test_steps_are_part_of_a_schedule_that_depends_on_them():
     before = {**settings(), "training.schedule": "cosine"}
     with pytest.raises(UserError, match="with the cosine schedule every step's learning rate depends on it"):
         changed_settings(before, {**before, "training.steps": 200}, 60, anyway=True)
+
+
+def test_steps_are_what_a_share_is_of():
+    before = {**settings(), "loss.feature_share": 0.25}
+    with pytest.raises(UserError, match=r"does not help: loss\.feature_share 0\.25 is a share of them"):
+        changed_settings(before, {**before, "training.steps": 200}, 60, anyway=True)
+    alone = {**before, "loss.red": 0.0}
+    assert changed_settings(alone, {**alone, "training.steps": 200}, 60, anyway=True)
 
 
 def test_accumulation_may_change_where_nothing_is_taken_over_a_micro_batch():

@@ -71,7 +71,7 @@ def test_signals_that_come_together_are_one_and_a_later_one_ends_at_once(monkeyp
 
 def test_two_processes_stop_at_the_same_step_when_one_gets_the_signal_and_one_process_goes_on(inputs, tmp_path):
     run, one = tmp_path / "run", tmp_path / "one"
-    changes = {"loss": {"output": 1.0}, "student": {"red_placement": "none"}}
+    changes = {"loss": {"output": 1.0, "red": 0.0, "feature_share": 1.0}, "student": {"red_placement": "none"}}
     settings = {**inputs, "output_dir": str(run), "horizontal_flip": True, **changes}
     training = {**vars(distill_config(inputs, run, steps=5000, checkpoint_every=5000, schedule="constant").training)}
     argv = [*arguments({**settings, "training": training})]

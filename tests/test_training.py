@@ -63,7 +63,7 @@ def test_run_folder(straight):
 
 def test_json_of_a_run(straight, inputs):
     plan = json.loads((straight / "plan.json").read_text())
-    assert (plan["student_strides"], len(plan["blocks"])) == ([2, 2, 2, 1], 10)
+    assert (plan["student_strides"], len(plan["blocks"])) == ([2, 2, 2, 1], 2)
     assert plan == json.loads((straight / "student" / "unet" / "config.json").read_text())["student_plan"]
     provenance = json.loads((straight / "provenance.json").read_text())
     assert provenance["teacher_sha256"] == sha256_of(Path(inputs["teacher"]) / UNET_WEIGHTS)
@@ -111,7 +111,7 @@ def test_the_teacher_is_frozen_in_eval_mode_and_unchanged(dropout_inputs, tmp_pa
 @pytest.mark.parametrize(
     ("loss", "starts", "ends"),
     [
-        ({"task": 1.0, "output": 0.0}, 0, 0),
+        ({"task": 1.0, "output": 0.0, "red": 0.0}, 0, 0),
         ({"output": 1.0}, 2, 2),
         ({"output": 0.0, "red": 1.0}, 2, 0),
         ({"output": 1.0, "red": 1.0}, 2, 2),

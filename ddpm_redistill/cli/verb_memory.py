@@ -16,12 +16,14 @@ OF_NETWORKS = {"batch_size": 1, "image_size": None, "dtype": "float32", "lean": 
 
 
 def run_memory(arguments: Namespace) -> None:
-    from ..export.program_file import is_program
-
     if is_program(arguments.model) or is_program(arguments.teacher or ""):
         memory_of_programs(arguments)
     else:
         memory_of_networks(arguments)
+
+
+def is_program(ref: str) -> bool:
+    return ref.lower().endswith(".pte")
 
 
 def memory_of_networks(arguments: Namespace) -> None:
@@ -65,7 +67,11 @@ def memory_of_networks(arguments: Namespace) -> None:
 
 
 def memory_of_programs(arguments: Namespace) -> None:
-    from ..export.program_file import is_program, open_program
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError:
+        raise UserError("the memory of a program needs flatbuffers: pip install 'ddpm-redistill[export]'") from None
+    from ..export.program_file import open_program
 
     limit = None if arguments.fail_over is None else parse_bytes(arguments.fail_over)
     refs = {"teacher": arguments.teacher, "model": arguments.model}

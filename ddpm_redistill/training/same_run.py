@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..config import FEATURE_TERMS
 from ..errors import UserError
 
 HOUSEKEEPING = ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "num_workers")
@@ -45,6 +46,8 @@ def why_unsafe(key: str, now: dict[str, Any], newest_step: int) -> str | None:
     if key == "training.steps":
         if now["training.schedule"] != "constant":
             return f"with the {now['training.schedule']} schedule every step's learning rate depends on it"
+        if now.get("loss.feature_share", 1.0) < 1 and any(now.get(f"loss.{term}") for term in FEATURE_TERMS):
+            return f"loss.feature_share {now['loss.feature_share']} is a share of them"
         return f"the run is at step {newest_step} already" if now[key] < newest_step else None
     if key == "training.gradient_accumulation":
         red = now.get("student.red_norm") == "batch" and now.get("student.red_placement") != "none"
