@@ -70,7 +70,8 @@ def test_other_norms_stay_as_they_are():
 
 # --- whole runs: RED BatchNorm, accumulation, loading processes, batches that straddle epochs
 
-LOSS = {"output": 1.0, "red": 1.0}
+TERMS = {"output": 1.0, "red": 1.0}
+LOSS = {**TERMS, "feature_share": 1.0}
 TRAINING = {**TRAIN, "steps": 9, "batch_size": 8, "gradient_accumulation": 2, "num_workers": 1}
 
 
@@ -86,7 +87,7 @@ def two_processes(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("two")
     command = [tool("torchrun"), "--nproc_per_node=2", "--standalone", "-m", "ddpm_redistill", "distill"]
     settings = {**inputs, "output_dir": str(folder), "horizontal_flip": True, "training": TRAINING}
-    settings["loss"] = {**LOSS, "feature_share": 1.0}
+    settings["loss"] = LOSS
     environment = one_thread_environment(ACCELERATE_USE_CPU="true")
     done = subprocess.run(command + arguments(settings), env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -98,7 +99,7 @@ def assert_like(one: Path, other: Path) -> None:
     """Losses to 1e-6 of themselves, weights to 1e-5, and every row written once."""
     rows, others = metrics(one), metrics(other)
     assert [row["step"] for row in others] == [row["step"] for row in rows] == list(range(1, 10))
-    for key in ("loss", *LOSS, "task", "learning_rate"):
+    for key in ("loss", *TERMS, "task", "learning_rate"):
         assert [row[key] for row in others] == pytest.approx([row[key] for row in rows], rel=1e-6), key
     last = Path("checkpoints") / list_checkpoints(one / "checkpoints")[-1].name
     for file in (Path("student") / UNET_WEIGHTS, last / "model.safetensors", last / "ema.safetensors"):

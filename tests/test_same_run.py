@@ -13,6 +13,8 @@ from ddpm_redistill.errors import UserError
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.same_run import changed_settings, flatten
 
+ALIKE = {"feature_share": 1.0}  # every step: their number is then safe to change
+
 
 def settings(**changes: object) -> dict[str, object]:
     loss, training = (
@@ -108,7 +110,7 @@ def begun(inputs, tmp_path) -> tuple[dict[str, str], Path]:
     place = tmp_path / "in"
     own = {"teacher": str(shutil.copytree(inputs["teacher"], place / "teacher")), "data": str(place / "images.npz")}
     shutil.copy(inputs["data"], own["data"])
-    distill(distill_config(own, tmp_path / "run", steps=4, schedule="constant"))
+    distill(distill_config(own, tmp_path / "run", steps=4, schedule="constant", loss=ALIKE))
     return own, tmp_path / "run"
 
 
@@ -116,7 +118,7 @@ def test_other_data_under_the_same_name(begun):
     inputs, run = begun
     make_images(Path(inputs["data"]), count=9)
     with pytest.raises(UserError, match=r"cannot resume .*: data_sha256 was .* \(provenance.json\) and is now"):
-        distill(distill_config(inputs, run, steps=4, schedule="constant"), resume_anyway=True)
+        distill(distill_config(inputs, run, steps=4, schedule="constant", loss=ALIKE), resume_anyway=True)
 
 
 def test_another_teacher_under_the_same_name(begun):
@@ -126,7 +128,7 @@ def test_another_teacher_under_the_same_name(begun):
     data[-2] ^= 1
     weights.write_bytes(data)
     with pytest.raises(UserError, match="teacher_sha256 was"):
-        distill(distill_config(inputs, run, steps=4, schedule="constant"), resume=True)
+        distill(distill_config(inputs, run, steps=4, schedule="constant", loss=ALIKE), resume=True)
 
 
 def test_a_teacher_of_another_schedule_under_the_same_weights(begun):
@@ -134,7 +136,7 @@ def test_a_teacher_of_another_schedule_under_the_same_weights(begun):
     path = Path(inputs["teacher"]) / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "beta_end": 0.03}))
     with pytest.raises(UserError, match=r"teacher_config\.scheduler\.beta_end was 0\.02 .* and is now 0\.03"):
-        distill(distill_config(inputs, run, steps=4, schedule="constant"), resume=True)
+        distill(distill_config(inputs, run, steps=4, schedule="constant", loss=ALIKE), resume=True)
 
 
 def test_another_plan(begun):
@@ -142,10 +144,10 @@ def test_another_plan(begun):
     path = run / "plan.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "reduction": 4}))
     with pytest.raises(UserError, match=r"reduction was 4 \(plan.json\) and is now 2; that is never safe"):
-        distill(distill_config(inputs, run, steps=4, schedule="constant"), resume=True)
+        distill(distill_config(inputs, run, steps=4, schedule="constant", loss=ALIKE), resume=True)
     path.unlink()
     with pytest.raises(UserError, match=r"plan\.json is missing"):
-        distill(distill_config(inputs, run, steps=4, schedule="constant"), resume=True)
+        distill(distill_config(inputs, run, steps=4, schedule="constant", loss=ALIKE), resume=True)
 
 
 def test_a_run_that_moved_and_is_made_longer_is_that_of_all_its_steps(begun, tmp_path, caplog):
@@ -153,12 +155,12 @@ def test_a_run_that_moved_and_is_made_longer_is_that_of_all_its_steps(begun, tmp
     moved = {"teacher": str(tmp_path / "there" / "teacher"), "data": str(tmp_path / "there" / "images.npz")}
     Path(inputs["data"]).parent.rename(tmp_path / "there")
     caplog.set_level("INFO", logger="ddpm_redistill")
-    longer = distill_config(moved, run, steps=9, schedule="constant")
+    longer = distill_config(moved, run, steps=9, schedule="constant", loss=ALIKE)
     with pytest.raises(UserError, match=r"data was .* and is now"):
         distill(longer, resume=True)
     distill(longer, resume_anyway=True)
     assert "going on with training.steps 9, which was 4" in caplog.messages
-    distill(distill_config(moved, tmp_path / "one", steps=9, schedule="constant"))
+    distill(distill_config(moved, tmp_path / "one", steps=9, schedule="constant", loss=ALIKE))
     assert_same_run(tmp_path / "one", run)
     assert [row["step"] for row in metrics(run)] == list(range(1, 10))
 
@@ -169,6 +171,7 @@ def test_a_refused_resume_changes_nothing(begun):
     other = make_tiny_teacher(run.parent / "other", norm_eps=1e-4)
     with pytest.raises(UserError):
         distill(
-            distill_config({**inputs, "teacher": str(other)}, run, steps=4, schedule="constant"), resume_anyway=True
+            distill_config({**inputs, "teacher": str(other)}, run, steps=4, schedule="constant", loss=ALIKE),
+            resume_anyway=True,
         )
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

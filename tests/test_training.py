@@ -34,7 +34,8 @@ def straight(inputs, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "straight"
     teacher = sha256_of(Path(inputs["teacher"]) / UNET_WEIGHTS)
     torch.manual_seed(11)
-    config = distill_config(inputs, run, student={"prediction_type": "v_prediction"}, loss={"red": 1.0}, sample_every=5)
+    loss = {"red": 1.0, "feature_share": 1.0}
+    config = distill_config(inputs, run, student={"prediction_type": "v_prediction"}, loss=loss, sample_every=5)
     assert distill(config) == run / "student"
     assert sha256_of(Path(inputs["teacher"]) / UNET_WEIGHTS) == teacher
     return run
@@ -113,7 +114,8 @@ def test_the_teacher_is_frozen_in_eval_mode_and_unchanged(dropout_inputs, tmp_pa
     [
         ({"task": 1.0, "output": 0.0, "red": 0.0}, 0, 0),
         ({"output": 1.0}, 2, 2),
-        ({"output": 0.0, "red": 1.0}, 2, 0),
+        ({"output": 0.0, "red": 1.0, "feature_share": 1.0}, 2, 0),
+        ({"output": 0.0, "red": 1.0, "feature_share": 0.5}, 1, 0),
         ({"output": 1.0, "red": 1.0}, 2, 2),
     ],
 )

@@ -120,10 +120,10 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def distill_config(inputs: dict[str, str], run: Path, **changes: Any) -> DistillConfig:
-    """``inputs``: teacher and data; ``changes``: student, loss, and the rest of training. Every step is alike."""
+    """``inputs``: teacher and data; ``changes``: student, loss, and the rest of training."""
     student, loss = (
         StudentConfig(**changes.pop("student", {})),
-        LossConfig(**{"feature_share": 1.0, **changes.pop("loss", {})}),
+        LossConfig(**changes.pop("loss", {})),
     )
     training = TrainingConfig(**{**TRAIN, **changes})
     return DistillConfig(

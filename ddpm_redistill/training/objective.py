@@ -87,7 +87,7 @@ def objective_of_steps(
     """The objective of each of ``steps``: all terms, and past ``loss.feature_share`` of them none on feature maps."""
     without = replace(loss, **dict.fromkeys(FEATURE_TERMS, 0.0))  # type: ignore[arg-type]
     first, then = (distillation_objective(teacher, student, plan, terms, aligned, device) for terms in (loss, without))
-    share = round(float(loss.feature_share or 0) * steps)
+    share = max(1, round(float(loss.feature_share or 0) * steps))
     return lambda step: first if step < share else then
 
 
