@@ -62,8 +62,8 @@ class LossConfig:
         gamma: where the weighting is cut off.
         clip_sample: in task and output, count no error where the prediction of x_0 is past the range that the
             teacher's scheduler clips it to, and the target at that end of it; without effect if it does not clip.
-        feature_share: the share of the steps, from the first, in which the terms on feature maps (red to similarity)
-            count; after it there is no pass of the teacher for them.
+        feature_share: the share of the steps, from the first (one at least), in which the terms on feature maps (red
+            to similarity) count; after it there is no pass of the teacher for them.
     """
 
     task: float | None = None
