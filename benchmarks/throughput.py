@@ -251,6 +251,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if set(PROCESSES) & set(arguments.rows) and "default" not in arguments.rows:
         parser.error("the rows of several processes are against the plain loop of row default: name that too")
+    if arguments.steps < 2:
+        parser.error("--steps must be at least 2: row default has steps with a teacher and steps without")
     torch.set_num_threads(arguments.threads)
 
     results = {}
