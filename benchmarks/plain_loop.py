@@ -1,18 +1,24 @@
 """The paper's training loop as its description reads, with nothing done for speed: what ``throughput.py`` is against.
 
 Chen et al., "ReDistill", arXiv 2406.03744: a student trained on noise prediction and the alignment of its RED blocks'
-maps with its teacher's. One step: a full forward of the teacher in float32 and training mode, with a hook at every
-aligned layer; the student's forward, its hooks; backward; clipping; Adam as one calls it; an average in a Python loop
-over the state dict. The numbers of a step come from our ``Draws``, so that its losses can be compared with ours.
+maps with its teacher's. As in its authors' loop the frozen teacher is a part of the trained module. One step: a full
+forward of the teacher in float32 and training mode, with a hook at every aligned layer; the student's forward, its
+hooks; backward; clipping; Adam as one calls it; an average in a Python loop over the state dict, the teacher's entries
+included; three scalars to TensorBoard. The numbers of a step come from our ``Draws``, so that its losses can be
+compared with ours.
 """
 
+import copy
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
 
 from ddpm_redistill import StudentPlan
 from ddpm_redistill.students.derive import derive_student
@@ -26,17 +32,24 @@ class PlainLoop:
     """``step()`` takes the next batch through one optimizer step and returns its loss."""
 
     def __init__(
-        self, teacher: UNet2DModel, scheduler: DDPMScheduler, plan: StudentPlan, draws: Draws, learning_rate: float
+        self,
+        teacher: UNet2DModel,
+        scheduler: DDPMScheduler,
+        plan: StudentPlan,
+        draws: Draws,
+        learning_rate: float,
+        folder: Path,
     ):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.student = derive_student(teacher, plan, seed=0).to(self.device).train()
-        self.teacher = teacher.to(self.device).train()
+        self.student, self.teacher = derive_student(teacher, plan, seed=0), teacher.requires_grad_(False)
+        self.network = nn.ModuleDict({"student": self.student, "teacher": self.teacher}).to(self.device).train()
+        self.averaged = copy.deepcopy(self.network)
         self.scheduler = scheduler
         size = draws.batch_size
         batches = (list(range(step * size, (step + 1) * size)) for step in count())
         self.batches: Iterator[dict[str, torch.Tensor]] = iter(DataLoader(draws, batch_sampler=batches))
-        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=learning_rate)
-        self.ema = {name: value.clone() for name, value in self.student.state_dict().items()}
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
+        self.writer, self.steps = SummaryWriter(str(folder)), 0
         self.student_maps: dict[str, torch.Tensor] = {}
         self.teacher_maps: dict[str, torch.Tensor] = {}
         for block in plan.blocks:
@@ -62,15 +75,20 @@ class PlainLoop:
         distances = [
             F.mse_loss(self.student_maps[name].mean(1), self.teacher_maps[name].mean(1)) for name in self.student_maps
         ]
-        loss = F.mse_loss(prediction, noise) + ALPHA * sum(distances) / len(distances)
+        task, alignment = F.mse_loss(prediction, noise), ALPHA * sum(distances) / len(distances)
+        loss = task + alignment
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        with torch.no_grad():
-            for name, value in self.student.state_dict().items():
-                if value.is_floating_point():
-                    self.ema[name].mul_(EMA_DECAY).add_(value, alpha=1 - EMA_DECAY)
-                else:
-                    self.ema[name].copy_(value)
+        self.average()
+        for name, value in (("loss", loss), ("loss_ddpm", task), ("loss_distill", alignment)):
+            self.writer.add_scalar(name, value, self.steps)
+        self.steps += 1
         return loss.item()
+
+    @torch.no_grad()
+    def average(self) -> None:
+        source, target = self.network.state_dict(), self.averaged.state_dict()
+        for name, value in source.items():
+            target[name].copy_(target[name] * EMA_DECAY + value * (1 - EMA_DECAY))

@@ -1,7 +1,7 @@
 """Images/s of ``distill`` against a plain loop of the paper (``plain_loop.py``): same nets, batch and machine.
 
     python benchmarks/throughput.py                                      # the CIFAR-10 architecture, batch 16
-    python benchmarks/throughput.py --architecture digits --steps 20     # the embedded one
+    python benchmarks/throughput.py --architecture digits --steps 20     # the embedded one, batch 32
     python benchmarks/throughput.py --rows default default+bf16 --json
 
 A row is a run of ``distill`` as a person starts it, with its draws, average, checks and logging, and between any two of
@@ -43,8 +43,17 @@ from architectures import ARCHITECTURES
 from diffusers import DDPMScheduler, UNet2DModel
 from plain_loop import PlainLoop
 
-from ddpm_redistill import DistillConfig, LossConfig, RedDDPMPipeline, TrainingConfig, distill, plan_student
+from ddpm_redistill import (
+    DistillConfig,
+    LossConfig,
+    RedDDPMPipeline,
+    StudentConfig,
+    TrainingConfig,
+    distill,
+    plan_student,
+)
 from ddpm_redistill.config import RECIPES, resolve
+from ddpm_redistill.core.flat import FlatParameters
 from ddpm_redistill.sources.images import open_images
 from ddpm_redistill.sources.teacher import load_teacher
 from ddpm_redistill.training import distill as distill_module
@@ -53,12 +62,12 @@ from ddpm_redistill.training.draws import Draws
 from ddpm_redistill.training.run_folder import settings_text
 
 PROCESSES = ("default+processes", "default+bf16+processes")
-ROWS = [name + precision for precision in ("", "+bf16") for name in ("redistill", "output", "default")]
+ROWS = [name + precision for precision in ("", "+bf16") for name in ("redistill", "output", "default", "unaligned")]
 ROWS += PROCESSES
 PARTS = ("data", "teacher", "student forward", "backward", "optimizer", "EMA", "rest")
 LEARNING_RATE = 2e-4
 MEASURED_SHARE = 0.5  # of the steps of row default have a teacher, so that there are some of each kind
-LOSSES = {"output": LossConfig(task=0.0, output=1.0, red=0.0)}
+LOSSES = {"output": LossConfig(task=0.0, output=1.0, red=0.0), "unaligned": LossConfig(red=0.0)}
 
 
 def now() -> float:
@@ -67,8 +76,10 @@ def now() -> float:
     return time.perf_counter()
 
 
-def config_of(row: str, teacher: str, data: str, batch_size: int, steps: int, folder: Path) -> DistillConfig:
-    name, _, precision = row.partition("+")
+def config_of(
+    row: str, teacher: str, data: str, reduction: int, batch_size: int, steps: int, folder: Path
+) -> DistillConfig:
+    name, *how = row.split("+")
     training = TrainingConfig(
         steps=steps,
         batch_size=batch_size,
@@ -77,8 +88,8 @@ def config_of(row: str, teacher: str, data: str, batch_size: int, steps: int, fo
         schedule="constant",
         max_grad_norm=1.0,  # the plain loop's
         ema_decay=0.9999,
-        mixed_precision=precision or "no",  # type: ignore[arg-type]
-        log_every=1,
+        mixed_precision="bf16" if "bf16" in how else "no",
+        log_every=1 if "processes" in how else TrainingConfig.log_every,  # their steps are timed from what is logged
         sample_every=0,
         checkpoint_every=steps,
     )
@@ -87,16 +98,16 @@ def config_of(row: str, teacher: str, data: str, batch_size: int, steps: int, fo
         data=data,
         output_dir=str(folder),
         recipe="redistill" if name == "redistill" else "default",
+        student=StudentConfig(reduction=reduction),  # type: ignore[arg-type]
         loss=LossConfig(feature_share=MEASURED_SHARE) if name == "default" else LOSSES.get(name, LossConfig()),
         training=training,
     )
 
 
-def plain_loop(teacher_ref: str, config: DistillConfig) -> PlainLoop:
+def plain_loop(teacher_ref: str, config: DistillConfig, folder: Path) -> PlainLoop:
     teacher = load_teacher(teacher_ref)
-    student = replace(
-        resolve(DistillConfig(recipe="redistill")).student, red_placement=resolve(config).student.red_placement
-    )
+    paper = resolve(DistillConfig(recipe="redistill", student=StudentConfig(reduction=config.student.reduction)))
+    student = replace(paper.student, red_placement=resolve(config).student.red_placement)
     unet = dict(teacher.unet.config)
     draws = Draws(
         open_images(config.data, image_size=unet["sample_size"], channels=unet["in_channels"]),
@@ -105,7 +116,7 @@ def plain_loop(teacher_ref: str, config: DistillConfig) -> PlainLoop:
         num_train_timesteps=teacher.scheduler.config.num_train_timesteps,
         horizontal_flip=False,
     )
-    return PlainLoop(teacher.unet, teacher.scheduler, plan_student(unet, student), draws, LEARNING_RATE)
+    return PlainLoop(teacher.unet, teacher.scheduler, plan_student(unet, student), draws, LEARNING_RATE, folder)
 
 
 @contextmanager
@@ -145,7 +156,7 @@ def timed_parts(spent: dict[str, float]) -> Iterator[None]:
             (distill_module, "derive_student", timed_student),
             (loop, "micro_batches", timed_batches),
             (Accelerator, "backward", timed("backward", Accelerator.backward)),
-            (Accelerator, "clip_grad_norm_", timed("optimizer", Accelerator.clip_grad_norm_)),
+            (FlatParameters, "clip_gradient", timed("optimizer", FlatParameters.clip_gradient)),
             (AcceleratedOptimizer, "step", timed("optimizer", AcceleratedOptimizer.step)),
             (AcceleratedOptimizer, "zero_grad", timed("optimizer", AcceleratedOptimizer.zero_grad)),
             (loop.EMA, "update", timed("EMA", loop.EMA.update)),
@@ -175,8 +186,13 @@ def measure(config: DistillConfig, plain: PlainLoop) -> dict[str, Any]:
     spent: dict[str, float] = defaultdict(float)
     ours: list[dict[str, float]] = []
     theirs: list[tuple[float, float]] = []  # seconds, loss
+    losses: list[torch.Tensor] = []
     started = 0.0
-    true_rate = loop.learning_rate_at
+    true_rate, true_see = loop.learning_rate_at, loop.FiniteWatch.see
+
+    def see(watch: Any, step: int, parts: dict[str, torch.Tensor]) -> None:
+        losses.append(parts["loss"])
+        true_see(watch, step, parts)
 
     def between_steps(step: int, training: TrainingConfig) -> float:
         """The loop asks for its learning rate when a step begins: the plain loop has its turn then."""
@@ -197,9 +213,9 @@ def measure(config: DistillConfig, plain: PlainLoop) -> dict[str, Any]:
         stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))  # the progress bar
         stack.enter_context(timed_parts(spent))
         stack.enter_context(patch.object(loop, "learning_rate_at", between_steps))
+        stack.enter_context(patch.object(loop.FiniteWatch, "see", see))
         distill(config)
-    rows = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
-    pairs = list(zip((loss for _, loss in theirs), (row["loss"] for row in rows), strict=False))
+    pairs = list(zip((loss for _, loss in theirs), map(float, losses), strict=False))  # of our last one there is none
     step = typical(ours[1:], config)  # the first warms up
     return {
         "plain": statistics.median(seconds for seconds, _ in theirs[1:]),
@@ -243,7 +259,10 @@ def inputs_of(architecture: str, folder: Path) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=("cifar10", "digits", "tiny"), default="cifar10")
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--reduction", type=int, choices=(2, 4), default=2, help="the student's")
+    parser.add_argument(
+        "--batch_size", type=int, help="default: 16, and of digits 32, as configs/digits_x2.yaml has it"
+    )
     parser.add_argument("--steps", type=int, default=5, help="steps of each loop that are timed, in each row")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
@@ -253,20 +272,25 @@ def main() -> None:
         parser.error("the rows of several processes are against the plain loop of row default: name that too")
     if arguments.steps < 2:
         parser.error("--steps must be at least 2: row default has steps with a teacher and steps without")
+    if arguments.batch_size is None:
+        arguments.batch_size = 32 if arguments.architecture == "digits" else 16
     torch.set_num_threads(arguments.threads)
 
     results = {}
     with tempfile.TemporaryDirectory() as name:
         teacher, data = inputs_of(arguments.architecture, Path(name))
         for row in (row for row in arguments.rows if row not in PROCESSES):
-            config = config_of(row, teacher, data, arguments.batch_size, arguments.steps + 2, Path(name) / row)
-            results[row] = measure(config, plain_loop(teacher, config))
+            config = config_of(
+                row, teacher, data, arguments.reduction, arguments.batch_size, arguments.steps + 2, Path(name) / row
+            )
+            results[row] = measure(config, plain_loop(teacher, config, Path(name) / f"{row}-plain"))
         for row in (row for row in arguments.rows if row in PROCESSES):
-            alone = row.removesuffix("+processes")
-            config = config_of(alone, teacher, data, arguments.batch_size, arguments.steps + 2, Path(name) / row)
+            config = config_of(
+                row, teacher, data, arguments.reduction, arguments.batch_size, arguments.steps + 2, Path(name) / row
+            )
             results[row] = measure_processes(config, arguments.threads, results["default"]["plain"])
     ratios = {row: result["plain"] / result["ours"] for row, result in results.items()}
-    setting = {key: getattr(arguments, key) for key in ("architecture", "batch_size", "steps", "threads")}
+    setting = {key: getattr(arguments, key) for key in ("architecture", "reduction", "batch_size", "steps", "threads")}
     setting |= {"torch": torch.__version__, "device": "cuda" if torch.cuda.is_available() else "cpu"}
     exact = results.get("redistill", {}).get("loss_difference")
     if arguments.json:

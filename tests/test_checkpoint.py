@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ddpm_redistill.core.flat import FlatParameters
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.training.checkpoint import (
     FILES,
@@ -216,7 +217,7 @@ def network() -> nn.Module:
 
 def step(model: nn.Module, adam: torch.optim.Optimizer, i: int) -> None:
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(i))
-    adam.zero_grad()
+    adam.zero_grad(set_to_none=False)
     model(x).square().mean().backward()
     adam.step()
 
@@ -224,28 +225,60 @@ def step(model: nn.Module, adam: torch.optim.Optimizer, i: int) -> None:
 @pytest.mark.parametrize("fused", [None, True])
 def test_a_restored_adam_goes_on_bit_for_bit(tmp_path, fused):
     model = network()
-    adam = torch.optim.Adam(model.parameters(), lr=0.01, fused=fused)
-    parameters = [name for name, _ in model.named_parameters()]
+    flat = FlatParameters(dict(model.named_parameters()))
+    adam = torch.optim.Adam([flat.vector], lr=0.01, fused=fused)
+    assert adam_state(adam, flat) == {}
     for i in range(5):
         step(model, adam, i)
-    saved = Checkpoint(model.state_dict(), {}, adam_state(adam, parameters), {"step": 5})
+    saved = Checkpoint(model.state_dict(), {}, adam_state(adam, flat), {"step": 5})
     read = load_checkpoint(save_checkpoint(tmp_path, saved, keep=0))
 
     other = network()
     other.load_state_dict(read.model)
-    fresh = torch.optim.Adam(other.parameters(), lr=0.01, fused=fused)
-    restore_adam_state(fresh, parameters, read.optimizer)
-    flat = adam_state(fresh, parameters)
-    assert flat.keys() == saved.optimizer.keys()
-    assert {f"{kind}/0.weight" for kind in ("exp_avg", "exp_avg_sq", "step")} < flat.keys()
-    assert all(torch.equal(flat[key], saved.optimizer[key]) for key in flat)
+    flat_other = FlatParameters(dict(other.named_parameters()))
+    fresh = torch.optim.Adam([flat_other.vector], lr=0.01, fused=fused)
+    restore_adam_state(fresh, flat_other, read.optimizer)
+    restored = adam_state(fresh, flat_other)
+    assert restored.keys() == saved.optimizer.keys()
+    assert {f"{kind}/0.weight" for kind in ("exp_avg", "exp_avg_sq", "step")} < restored.keys()
+    assert {name: value.shape for name, value in restored.items() if name.startswith("exp_avg/")} == {
+        f"exp_avg/{name}": parameter.shape for name, parameter in model.named_parameters()
+    }
+    assert all(torch.equal(restored[key], saved.optimizer[key]) for key in restored)
     for i in range(5, 9):
         step(model, adam, i)
         step(other, fresh, i)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_an_adam_of_another_network_is_refused():
-    adam = torch.optim.Adam(network().parameters())
+def test_the_adam_of_a_checkpoint_by_tensor_goes_on():
+    """Checkpoints were written from an optimizer of all tensors, before it was one of a vector: the same files."""
+    model, other = network(), network()
+    by_tensor = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    flat = FlatParameters(dict(other.named_parameters()))
+    adam = torch.optim.Adam([flat.vector], lr=0.01, fused=True)
+    for i in range(3):
+        step(model, by_tensor, i)
+    names = [name for name, _ in model.named_parameters()]
+    entries = by_tensor.state_dict()["state"].items()
+    other.load_state_dict(model.state_dict())
+    restore_adam_state(adam, flat, {f"{kind}/{names[i]}": value for i, e in entries for kind, value in e.items()})
+    for i in range(3, 6):
+        step(model, by_tensor, i)
+        step(other, adam, i)
+    for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("state", [{"exp_avg/c": torch.zeros(1)}, {"step/0.weight": torch.ones(())}])
+def test_an_adam_of_another_network_is_refused(state):
+    flat = FlatParameters(dict(network().named_parameters()))
     with pytest.raises(KeyError):
-        restore_adam_state(adam, ["a", "b"], {"exp_avg/c": torch.zeros(1)})
+        restore_adam_state(torch.optim.Adam([flat.vector]), flat, state)
+
+
+def test_an_adam_of_other_shapes_is_refused():
+    flat = FlatParameters(dict(network().named_parameters()))
+    kinds = {f"{kind}/{name}": torch.ones(()) for name in flat.parameters for kind in ("step", "exp_avg", "exp_avg_sq")}
+    with pytest.raises(RuntimeError, match="shape"):
+        restore_adam_state(torch.optim.Adam([flat.vector]), flat, kinds)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ddpm_redistill.core.ema import EMA
+from ddpm_redistill.core.flat import FlatParameters
 from ddpm_redistill.core.taps import Tap, read_taps, reading
 
 
@@ -149,10 +150,14 @@ def norm_network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
 
 
+def ema_of(network: nn.Module, decay: float) -> EMA:
+    return EMA(network, FlatParameters(dict(network.named_parameters())), decay)
+
+
 def test_ema_is_its_formula_for_parameters_and_buffers() -> None:
     torch.manual_seed(0)
     network = norm_network().double()
-    ema = EMA(network, decay=0.2)  # the start's 0.1 and 2/11, then the decay itself
+    ema = ema_of(network, decay=0.2)  # the start's 0.1 and 2/11, then the decay itself
     expected = {name: value.numpy().copy() for name, value in network.state_dict().items()}
     for decay in (1 / 10, 2 / 11, 0.2, 0.2):
         network(torch.randn(4, 2, 3, 3, dtype=torch.float64) + 1)  # moves the statistics
@@ -174,7 +179,7 @@ def test_ema_is_its_formula_for_parameters_and_buffers() -> None:
 
 def test_ema_owns_its_values() -> None:
     network, other = norm_network(), norm_network()
-    ema = EMA(network, decay=0.9)
+    ema = ema_of(network, decay=0.9)
     before = {name: value.clone() for name, value in ema.shadow.items()}
     with torch.no_grad():
         network[0].weight += 1
@@ -185,6 +190,19 @@ def test_ema_owns_its_values() -> None:
     assert not any(value.requires_grad for value in ema.shadow.values())
 
 
+def test_ema_leaves_out_what_is_trained_beside_the_network() -> None:
+    network, beside = norm_network(), nn.Linear(2, 2)
+    parameters = {**dict(network.named_parameters()), **dict(beside.named_parameters("loss"))}
+    ema = EMA(network, FlatParameters(parameters), decay=0.5)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter += 1
+    before = {name: value.clone() for name, value in ema.shadow.items()}
+    ema.update(network)  # at the start's decay of 0.1
+    assert list(ema.shadow) == list(network.state_dict())
+    torch.testing.assert_close(ema.shadow["0.weight"], before["0.weight"] + 0.9)
+
+
 def test_ema_of_another_network() -> None:
     with pytest.raises(RuntimeError, match="size mismatch"):
-        EMA(norm_network(), decay=0.9).copy_to(nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4)))
+        ema_of(norm_network(), decay=0.9).copy_to(nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4)))

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .flat import FlatParameters
+
 
 class EMA:
     """``shadow <- decay_t * shadow + (1 - decay_t) * value`` after every optimizer step.
@@ -12,21 +14,32 @@ class EMA:
     pair averaged weights with other weights' BatchNorm statistics.
     """
 
-    def __init__(self, network: nn.Module, decay: float):
+    def __init__(self, network: nn.Module, flat: FlatParameters, decay: float):
+        """``flat`` has all parameters of ``network`` under their names there, and may have others."""
         self.decay = decay
         self.updates = 0
-        self.shadow = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        self.flat = flat
+        self.average = flat.vector.detach().clone()
+        pieces = flat.views(self.average)
+        # In the order of the state dict: parameters as views of the average, buffers as copies.
+        self.shadow = {
+            name: pieces[name] if name in pieces else value.detach().clone()
+            for name, value in network.state_dict().items()
+        }
+        self.buffers = [name for name in self.shadow if name not in pieces]
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Average in the network's present state. In place, one fused operation for all floating-point tensors."""
+        """Average in the network's present state, in place."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        state = network.state_dict()
-        floating = [name for name, value in state.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.shadow[n] for n in floating], [state[n] for n in floating], 1 - decay)
-        for name in state.keys() - floating:
-            self.shadow[name].copy_(state[name])
+        self.average.lerp_(self.flat.vector, 1 - decay)
+        for name in self.buffers:
+            value = network.get_buffer(name)
+            if value.is_floating_point():
+                self.shadow[name].lerp_(value, 1 - decay)
+            else:
+                self.shadow[name].copy_(value)
 
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:

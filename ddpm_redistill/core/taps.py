@@ -62,7 +62,7 @@ class _AllRead(Exception):
 @contextmanager
 def _hooked(network: nn.Module, taps: Sequence[Tap], keep: Callable[[Tap, torch.Tensor], None]) -> Iterator[None]:
     """Within the block every forward calls ``keep(tap, map)``: before a layer for its input, after for its output."""
-    modules = dict(network.named_modules())
+    modules = dict(network.named_modules()) if taps else {}  # the listing costs a small network 1% of its step
     missing = [tap.path for tap in taps if tap.path not in modules]
     if missing:
         raise KeyError(f"no layer {missing[0]!r} in {type(network).__name__}: cannot read it")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..config import TrainingConfig
 from ..core.ema import EMA
+from ..core.flat import FlatParameters
 from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, seeded_generator
 from .batch_norm import share_batch_norms
@@ -106,14 +107,15 @@ def train(
         module.to(accelerator.device).train()
     if accelerator.num_processes > 1:
         share_batch_norms(network)
-    parameters = named_parameters(network, loss_modules)
+    prepared, *prepared_extra = (accelerator.prepare(module) for module in (network, *extra))
+    flat = FlatParameters(named_parameters(network, loss_modules))  # now: Accelerate may have moved the parameters
     # Not with a scaler: Accelerate cannot tell that a fused optimizer skipped a step, and would average it in.
     fused = accelerator.scaler is None and accelerator.device.type in ("cpu", "cuda")
-    optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate, fused=fused or None)
-    ema = EMA(network, config.ema_decay)
-    trained = Trained(network, loss_modules, ema, optimizer, accelerator)
+    optimizer = torch.optim.Adam([flat.vector], lr=config.learning_rate, fused=fused or None)
+    prepared_optimizer = accelerator.prepare(optimizer)
+    ema = EMA(network, flat, config.ema_decay)
+    trained = Trained(network, loss_modules, flat, ema, optimizer, accelerator)
     first_step = trained.restore(run) if resume else 0
-    prepared, prepared_optimizer, *prepared_extra = accelerator.prepare(network, optimizer, *extra)
     accelerator.init_trackers("tensorboard")
     watch = FiniteWatch(accelerator.device)
     batches = micro_batches(
@@ -159,9 +161,10 @@ def train(
                     accelerator.backward(loss / config.gradient_accumulation)
                 for name, value in {"loss": loss, **parts}.items():
                     logged[name] = logged.get(name, 0) + value.detach() / config.gradient_accumulation
-            norm = accelerator.clip_grad_norm_(parameters.values(), config.max_grad_norm)
+            accelerator.unscale_gradients()
+            norm = flat.clip_gradient(config.max_grad_norm)
             prepared_optimizer.step()
-            prepared_optimizer.zero_grad()
+            prepared_optimizer.zero_grad(set_to_none=False)
             if not prepared_optimizer.step_was_skipped:
                 ema.update(network)
             done = step + 1
@@ -196,6 +199,7 @@ def train(
                 accelerator.end_training()
                 raise Stopped(stop)
     ema.copy_to(network)
+    flat.release()
     network.eval()
 
 

@@ -8,11 +8,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..core.ema import EMA
+from ..core.flat import FlatParameters
 from ..errors import UserError
 from .checkpoint import Checkpoint, load_checkpoint, newest_intact
 from .disk import on_main
 from .run_folder import RunFolder
-from .states import adam_state, joined_state, load_joined_state, named_parameters, restore_adam_state
+from .states import adam_state, joined_state, load_joined_state, restore_adam_state
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -23,6 +24,7 @@ class Trained:
 
     network: nn.Module
     loss_modules: nn.Module | None
+    flat: FlatParameters  # of both
     ema: EMA
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
@@ -31,7 +33,7 @@ class Trained:
         """After ``step`` steps; its tensors are the run's own."""
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
         state = {"step": step, "ema_updates": self.ema.updates, "scaler": scaler}
-        adam = adam_state(self.optimizer, list(named_parameters(self.network, self.loss_modules)))
+        adam = adam_state(self.optimizer, self.flat)
         return Checkpoint(joined_state(self.network, self.loss_modules), self.ema.shadow, adam, state)
 
     def restore(self, run: RunFolder) -> int:
@@ -53,8 +55,7 @@ class Trained:
                 load_joined_state(self.network, self.loss_modules, checkpoint.model)
                 for name, value in self.ema.shadow.items():
                     value.copy_(checkpoint.ema[name])
-                names = list(named_parameters(self.network, self.loss_modules))
-                restore_adam_state(self.optimizer, names, checkpoint.optimizer)
+                restore_adam_state(self.optimizer, self.flat, checkpoint.optimizer)
             except (RuntimeError, KeyError) as error:
                 line = str(error).splitlines()[0]
                 raise UserError(f"checkpoint {path} is not of this network: {line}") from error

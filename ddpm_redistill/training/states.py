@@ -3,6 +3,9 @@
 import torch
 from torch import nn
 
+from ..core.flat import FlatParameters
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 LOSS_PREFIX = "loss."  # of the names of what is trained with the network and is no part of it
 
 
@@ -27,18 +30,22 @@ def load_joined_state(network: nn.Module, loss_modules: nn.Module | None, state:
     network.load_state_dict(own)
 
 
-def adam_state(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
-    """Adam's moments and step counts, flat, by parameter name; ``names`` in the order of the parameters."""
-    state = optimizer.state_dict()["state"]
-    return {f"{key}/{names[i]}": value for i, entry in state.items() for key, value in entry.items()}
+def adam_state(optimizer: torch.optim.Optimizer, flat: FlatParameters) -> dict[str, torch.Tensor]:
+    """Adam's moments and step count of every parameter: ``exp_avg/NAME`` and so on. Empty before the first step."""
+    entry = optimizer.state.get(flat.vector)
+    if not entry:
+        return {}
+    moments = {f"{key}/{name}": piece for key in MOMENTS for name, piece in flat.views(entry[key]).items()}
+    return moments | {f"step/{name}": entry["step"].clone() for name in flat.parameters}
 
 
-def restore_adam_state(optimizer: torch.optim.Optimizer, names: list[str], flat: dict[str, torch.Tensor]) -> None:
-    """The inverse of ``adam_state``."""
-    entries: dict[int, dict[str, torch.Tensor]] = {}
-    positions = {name: i for i, name in enumerate(names)}
-    for key, value in flat.items():
-        kind, name = key.split("/", 1)
-        entries.setdefault(positions[name], {})[kind] = value.clone()  # off the mapped file, and aligned
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+def restore_adam_state(optimizer: torch.optim.Optimizer, flat: FlatParameters, state: dict[str, torch.Tensor]) -> None:
+    """The inverse of ``adam_state``. Raises KeyError or RuntimeError when names or shapes differ."""
+    if not state:
+        return
+    entry = {"step": torch.stack([state[f"step/{name}"] for name in flat.parameters]).max()}
+    for key in MOMENTS:
+        entry[key] = torch.zeros_like(flat.vector.detach())
+        for name, piece in flat.views(entry[key]).items():
+            piece.copy_(state[f"{key}/{name}"].view(piece.shape))
+    optimizer.load_state_dict({"state": {0: entry}, "param_groups": optimizer.state_dict()["param_groups"]})
