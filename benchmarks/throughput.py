@@ -7,14 +7,15 @@
 A row is a run of ``distill`` as a person starts it, with its draws, average, checks and logging, and between any two of
 its steps one of the plain loop, on a student of the same layers, so that a slow moment of the machine falls on both:
 ratios are of medians. Row ``redistill`` computes what the plain loop does, and the losses are compared. The other rows
-train on another loss: ``default`` on what the recipe of that name says, a share of its steps with a pass of the teacher
-and the others without, ``output`` with the teacher's output as the target. ``+bf16`` is ``--training.mixed_precision
-bf16``, the teacher's pass included. ``+processes`` is ``default`` again on the same threads, as one process for each
-(torchrun), after the others: its ratio is to the plain loop of row ``default``, in float32.
+train on another loss (what each costs in distance: docs/recipe.md): ``default`` on what the recipe of that name says, a
+share of its steps with a pass of the teacher and the others without; ``unaligned`` without any (``--loss.red 0``);
+``output`` with the teacher's output as the target. ``+bf16`` is ``--training.mixed_precision bf16``, the teacher's pass
+included. ``+processes`` is ``default`` again on the same threads, as one process for each (torchrun), after the others:
+its ratio is to the plain loop of row ``default``, in float32.
 
 Where the time of our step goes is taken in the same run, by wrapping the callables; ``rest`` is the arithmetic of the
-losses, the check for NaN, logging. In ``--json``, ``ratio`` is the best of the rows of ``default``, named in
-``ratio_of``, else the first row's.
+losses, the check for NaN, logging. In ``--json``, ``ratio`` is the best of the rows of ``default`` and ``unaligned``,
+named in ``ratio_of``, else the first row's.
 """
 
 import argparse
@@ -295,7 +296,9 @@ def main() -> None:
     exact = results.get("redistill", {}).get("loss_difference")
     if arguments.json:
         of = max(
-            (row for row in ratios if row.startswith("default")), key=ratios.__getitem__, default=arguments.rows[0]
+            (row for row in ratios if row.startswith(("default", "unaligned"))),
+            key=ratios.__getitem__,
+            default=arguments.rows[0],
         )
         figures = {"ratio": ratios[of], "ratio_of": of, "ratios": ratios, "loss_difference": exact, "rows": results}
         print(json.dumps({**setting, **figures}))

@@ -80,6 +80,12 @@ def test_modules_of_the_loss_are_trained_and_saved_under_a_prefix(tmp_path):
     assert set(saved.optimizer) == {f"{kind}/{name}" for kind in kinds for name in trained}
 
 
+def test_a_trained_network_has_memory_of_its_own(tmp_path):
+    for parameter in run_loop(tmp_path / "run", steps=1).parameters():
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes
+        assert parameter.grad is None
+
+
 def test_gradients_of_the_losss_modules_are_clipped_with_the_networks(tmp_path):
     network, affine = tiny_network(), Affine()
     draws = Draws(IMAGES, seed=0, batch_size=4, num_train_timesteps=100, horizontal_flip=False)
