@@ -41,7 +41,7 @@ class PlainLoop:
         folder: Path,
     ):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.student, self.teacher = derive_student(teacher, plan, seed=0), teacher.requires_grad_(False)
+        self.student, self.teacher = derive_student(teacher, plan, seed=0), teacher
         self.network = nn.ModuleDict({"student": self.student, "teacher": self.teacher}).to(self.device).train()
         self.averaged = copy.deepcopy(self.network)
         self.scheduler = scheduler

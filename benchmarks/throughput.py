@@ -14,8 +14,8 @@ included. ``+processes`` is ``default`` again on the same threads, as one proces
 its ratio is to the plain loop of row ``default``, in float32.
 
 Where the time of our step goes is taken in the same run, by wrapping the callables; ``rest`` is the arithmetic of the
-losses, the check for NaN, logging. In ``--json``, ``ratio`` is the best of the rows of ``default`` and ``unaligned``,
-named in ``ratio_of``, else the first row's.
+losses, the check for NaN, logging. In ``--json``, ``ratio`` is the best of the rows of ``default``, named in
+``ratio_of``, else the first row's.
 """
 
 import argparse
@@ -280,25 +280,19 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as name:
         teacher, data = inputs_of(arguments.architecture, Path(name))
-        for row in (row for row in arguments.rows if row not in PROCESSES):
-            config = config_of(
-                row, teacher, data, arguments.reduction, arguments.batch_size, arguments.steps + 2, Path(name) / row
-            )
-            results[row] = measure(config, plain_loop(teacher, config, Path(name) / f"{row}-plain"))
-        for row in (row for row in arguments.rows if row in PROCESSES):
-            config = config_of(
-                row, teacher, data, arguments.reduction, arguments.batch_size, arguments.steps + 2, Path(name) / row
-            )
-            results[row] = measure_processes(config, arguments.threads, results["default"]["plain"])
+        sizes = (arguments.reduction, arguments.batch_size, arguments.steps + 2)
+        configs = {row: config_of(row, teacher, data, *sizes, Path(name) / row) for row in arguments.rows}
+        for row in (row for row in configs if row not in PROCESSES):
+            results[row] = measure(configs[row], plain_loop(teacher, configs[row], Path(name) / f"{row}-plain"))
+        for row in (row for row in configs if row in PROCESSES):
+            results[row] = measure_processes(configs[row], arguments.threads, results["default"]["plain"])
     ratios = {row: result["plain"] / result["ours"] for row, result in results.items()}
     setting = {key: getattr(arguments, key) for key in ("architecture", "reduction", "batch_size", "steps", "threads")}
     setting |= {"torch": torch.__version__, "device": "cuda" if torch.cuda.is_available() else "cpu"}
     exact = results.get("redistill", {}).get("loss_difference")
     if arguments.json:
         of = max(
-            (row for row in ratios if row.startswith(("default", "unaligned"))),
-            key=ratios.__getitem__,
-            default=arguments.rows[0],
+            (row for row in ratios if row.startswith("default")), key=ratios.__getitem__, default=arguments.rows[0]
         )
         figures = {"ratio": ratios[of], "ratio_of": of, "ratios": ratios, "loss_difference": exact, "rows": results}
         print(json.dumps({**setting, **figures}))

@@ -17,11 +17,8 @@ ALIKE = {"feature_share": 1.0}  # every step: their number is then safe to chang
 
 
 def settings(**changes: object) -> dict[str, object]:
-    loss, training = (
-        LossConfig(feature_share=1.0),
-        TrainingConfig(steps=100, batch_size=8, schedule="constant", **changes),
-    )
-    config = DistillConfig(loss=loss, training=training)
+    training = TrainingConfig(steps=100, batch_size=8, schedule="constant", **changes)
+    config = DistillConfig(loss=LossConfig(feature_share=1.0), training=training)
     return flatten(asdict(resolve(config)))
 
 

@@ -121,10 +121,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def distill_config(inputs: dict[str, str], run: Path, **changes: Any) -> DistillConfig:
     """``inputs``: teacher and data; ``changes``: student, loss, and the rest of training."""
-    student, loss = (
-        StudentConfig(**changes.pop("student", {})),
-        LossConfig(**changes.pop("loss", {})),
-    )
+    student, loss = StudentConfig(**changes.pop("student", {})), LossConfig(**changes.pop("loss", {}))
     training = TrainingConfig(**{**TRAIN, **changes})
     return DistillConfig(
         **inputs, output_dir=str(run), horizontal_flip=True, student=student, loss=loss, training=training
