@@ -9,20 +9,18 @@ compared with ours.
 """
 
 import copy
-from collections.abc import Iterator
-from itertools import count
+import sys
 from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from ddpm_redistill import StudentPlan
 from ddpm_redistill.students.derive import derive_student
-from ddpm_redistill.training.draws import Draws
+from ddpm_redistill.training.draws import Draws, micro_batches
 
 ALPHA = 50.0  # of the alignment loss
 EMA_DECAY = 0.9999
@@ -45,9 +43,8 @@ class PlainLoop:
         self.network = nn.ModuleDict({"student": self.student, "teacher": self.teacher}).to(self.device).train()
         self.averaged = copy.deepcopy(self.network)
         self.scheduler = scheduler
-        size = draws.batch_size
-        batches = (list(range(step * size, (step + 1) * size)) for step in count())
-        self.batches: Iterator[dict[str, torch.Tensor]] = iter(DataLoader(draws, batch_sampler=batches))
+        whole = {"first_step": 0, "last_step": sys.maxsize, "rank": 0, "processes": 1, "accumulation": 1}
+        self.batches = micro_batches(draws, **whole, num_workers=0, device=self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
         self.writer, self.steps = SummaryWriter(str(folder)), 0
         self.student_maps: dict[str, torch.Tensor] = {}
@@ -66,7 +63,7 @@ class PlainLoop:
         return hook
 
     def step(self) -> float:
-        batch = {key: value.to(self.device) for key, value in next(self.batches).items()}
+        batch = next(self.batches)
         noise, timesteps = batch["noise"], batch["timesteps"]
         noisy = self.scheduler.add_noise(batch["images"], noise, timesteps)
         with torch.no_grad():

@@ -14,7 +14,7 @@ included. ``+processes`` is ``default`` again on the same threads, as one proces
 its ratio is to the plain loop of row ``default``, in float32.
 
 Where the time of our step goes is taken in the same run, by wrapping the callables; ``rest`` is the arithmetic of the
-losses, the check for NaN, logging. In ``--json``, ``ratio`` is the best of the rows of ``default``, named in
+losses, the check for NaN, logging. With ``--compile`` a step is one compiled whole, and all of it is ``rest``. In ``--json``, ``ratio`` is the best of the rows of ``default``, named in
 ``ratio_of``, else the first row's.
 """
 
@@ -65,6 +65,7 @@ from ddpm_redistill.training.run_folder import settings_text
 PROCESSES = ("default+processes", "default+bf16+processes")
 ROWS = [name + precision for precision in ("", "+bf16") for name in ("redistill", "output", "default", "unaligned")]
 ROWS += PROCESSES
+COMPILE = ("off", "cudagraphs", "default", "reduce-overhead")
 PARTS = ("data", "teacher", "student forward", "backward", "optimizer", "EMA", "rest")
 LEARNING_RATE = 2e-4
 MEASURED_SHARE = 0.5  # of the steps of row default have a teacher, so that there are some of each kind
@@ -78,7 +79,7 @@ def now() -> float:
 
 
 def config_of(
-    row: str, teacher: str, data: str, reduction: int, batch_size: int, steps: int, folder: Path
+    row: str, teacher: str, data: str, reduction: int, batch_size: int, steps: int, folder: Path, compile: str
 ) -> DistillConfig:
     name, *how = row.split("+")
     training = TrainingConfig(
@@ -90,6 +91,7 @@ def config_of(
         max_grad_norm=1.0,  # the plain loop's
         ema_decay=0.9999,
         mixed_precision="bf16" if "bf16" in how else "no",
+        compile=compile,  # type: ignore[arg-type]
         log_every=1 if "processes" in how else TrainingConfig.log_every,  # their steps are timed from what is logged
         sample_every=0,
         checkpoint_every=steps,
@@ -212,7 +214,8 @@ def measure(config: DistillConfig, plain: PlainLoop) -> dict[str, Any]:
     AcceleratorState._reset_state(reset_partial_state=True)  # else it keeps the precision of the row before
     with ExitStack() as stack:
         stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))  # the progress bar
-        stack.enter_context(timed_parts(spent))
+        if config.training.compile == "off":
+            stack.enter_context(timed_parts(spent))
         stack.enter_context(patch.object(loop, "learning_rate_at", between_steps))
         stack.enter_context(patch.object(loop.FiniteWatch, "see", see))
         distill(config)
@@ -266,6 +269,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=5, help="steps of each loop that are timed, in each row")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", choices=COMPILE, default="off", help="training.compile of our steps")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object instead")
     arguments = parser.parse_args()
@@ -281,13 +285,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         teacher, data = inputs_of(arguments.architecture, Path(name))
         sizes = (arguments.reduction, arguments.batch_size, arguments.steps + 2)
-        configs = {row: config_of(row, teacher, data, *sizes, Path(name) / row) for row in arguments.rows}
+        configs = {
+            row: config_of(row, teacher, data, *sizes, Path(name) / row, arguments.compile) for row in arguments.rows
+        }
         for row in (row for row in configs if row not in PROCESSES):
             results[row] = measure(configs[row], plain_loop(teacher, configs[row], Path(name) / f"{row}-plain"))
         for row in (row for row in configs if row in PROCESSES):
             results[row] = measure_processes(configs[row], arguments.threads, results["default"]["plain"])
     ratios = {row: result["plain"] / result["ours"] for row, result in results.items()}
-    setting = {key: getattr(arguments, key) for key in ("architecture", "reduction", "batch_size", "steps", "threads")}
+    settings = ("architecture", "reduction", "batch_size", "steps", "threads", "compile")
+    setting = {key: getattr(arguments, key) for key in settings}
     setting |= {"torch": torch.__version__, "device": "cuda" if torch.cuda.is_available() else "cpu"}
     exact = results.get("redistill", {}).get("loss_difference")
     if arguments.json:

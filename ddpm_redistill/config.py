@@ -96,6 +96,9 @@ class TrainingConfig:
             clips, it keeps rare large gradients from counting more than others.
         ema_decay: decay of the exponential moving average that is saved and sampled.
         mixed_precision: no, bf16 or fp16, through Accelerate.
+        compile: the training step by torch.compile: auto (on CUDA cudagraphs for a short run and default for a long
+            one, off elsewhere), off, cudagraphs (its kernels captured as CUDA graphs: seconds to prepare), default
+            (kernels fused: a minute or more), or reduce-overhead (both).
         num_workers: data loading processes for each process.
         log_every: steps between rows of metrics.jsonl and TensorBoard.
         sample_every: steps between sample grids from fixed noise; 0 for none.
@@ -112,6 +115,7 @@ class TrainingConfig:
     max_grad_norm: float = 0.05
     ema_decay: float = 0.999
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: Literal["auto", "off", "cudagraphs", "default", "reduce-overhead"] = "auto"
     num_workers: int = 0
     log_every: int = 10
     sample_every: int = 500

@@ -116,9 +116,10 @@ def moments(x: Tensor, workspace: Workspace) -> Moments:
 def pooled(parts: Iterator[Moments]) -> Moments:
     """The moments of a map from those of its strips (Chan et al. 1979: no sum of squares, so nothing cancels)."""
     means, variances, counts = zip(*parts, strict=True)
-    weights = torch.tensor(counts, dtype=torch.float32, device=means[0].device)[:, None, None] / sum(counts)
-    mean = sum(weights * torch.stack(means))
-    variance = (weights * (torch.stack(variances) + (torch.stack(means) - mean) ** 2)).sum(0)
+    shares = [count / sum(counts) for count in counts]  # numbers, not a tensor: nothing is to be copied to a device
+    mean = sum(share * each for share, each in zip(shares, means, strict=True))
+    rows = zip(shares, means, variances, strict=True)
+    variance = sum(share * (each + (centre - mean) ** 2) for share, centre, each in rows)
     return mean, variance, sum(counts)
 
 

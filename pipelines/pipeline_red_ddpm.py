@@ -1,16 +1,23 @@
 """``RedDDPMPipeline``: samples images from a DDPM, teacher or student; image k depends on (seed, k) alone."""
 
-import hashlib
+import itertools
 import os
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
+from .batch_sampler import BatchSampler
+from .denoise import denoising_step
 from .lean import LEAN_SETTINGS, lean_execution
+from .replay import Replay
 from .scheduling_ddim import SpacedDDIMScheduler
+from .seeds import seeded_generator as seeded_generator  # training/ takes it from here
+from .step_table import Limits, StepTable, read_step_table
 
 # Each sampler with its spacings of timesteps, the default first. "trailing" starts at the last timestep, where the
 # initial noise belongs (Lin et al. 2024, arXiv 2305.08891).
@@ -20,6 +27,10 @@ SCHEDULERS: dict[str, tuple[type, tuple[str, ...]]] = {
     "dpm++": (DPMSolverMultistepScheduler, ("trailing",)),
 }
 OUTPUT_TYPES = ("pil", "np", "pt")
+COMPILE = ("auto", True, False)
+COMPILE_FROM = 4000
+"""Network evaluations of a run on a GPU from which it compiles by itself. A compilation takes about a minute, and so
+has to save 15 ms an evaluation here. What it saves is not measured yet."""
 
 
 def choose_scheduler(name: str, spacing: str | None = None, eta: float = 0.0) -> tuple[type, str]:
@@ -36,29 +47,37 @@ def choose_scheduler(name: str, spacing: str | None = None, eta: float = 0.0) ->
     return scheduler_class, spacing or spacings[0]
 
 
-def seeded_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator that is a function of ``key``: the same numbers on any device and any number of processes."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-
-
 class RedDDPMPipeline(DDPMPipeline):
     """A diffusers pipeline of ``unet`` (``UNet2DModel`` or ``RedUNet2DModel``) and ``scheduler``.
 
     Args:
         lean: run the network lean (``lean.py``): the same images with less live memory. "fast", "balanced" or
             "smallest", True for "balanced". ``RedDDPMPipeline.from_pretrained(folder, lean=True)`` takes it too.
+        compile: how a step runs, with the same images to rounding. True: compiled by torch (inductor), and on a GPU
+            captured in a CUDA graph. False: as it is. "auto": as it is on a CPU; captured on a GPU, and there compiled
+            too where a call or run is of ``COMPILE_FROM`` network evaluations or more and not lean. A captured network
+            may get other weights in place (``load_state_dict``); its hooks are not called. With offloading hooks of
+            accelerate nothing is captured.
 
     Raises:
-        ValueError: an unknown lean setting.
+        ValueError: an unknown lean setting or value of ``compile``, or lean and ``compile=True``: a compiler has an
+            order of its own in which it takes and frees memory.
     """
 
-    def __init__(self, unet: UNet2DModel, scheduler: Any, lean: bool | str = False):
+    def __init__(self, unet: UNet2DModel, scheduler: Any, lean: bool | str = False, compile: bool | str = "auto"):
         super().__init__(unet, scheduler)
         self.eta = 0.0
         self.lean = "balanced" if lean is True else lean or None
+        self.compile = compile
         if self.lean not in (None, *LEAN_SETTINGS):
             raise ValueError(f"unknown lean setting {lean!r}: expected one of {', '.join(LEAN_SETTINGS)}")
+        if compile not in COMPILE:
+            raise ValueError(f"unknown compile {compile!r}: expected 'auto', True or False")
+        if self.lean and compile is True:
+            raise ValueError("lean execution is not compiled: leave out compile or lean")
+        self._replays: dict[Any, Replay] = {}
+        self._weights: Any = None
+        self._table: tuple[Any, Any, StepTable] | None = None
 
     def set_scheduler(self, name: str, *, spacing: str | None = None, eta: float = 0.0) -> "RedDDPMPipeline":
         """Sample by "ddpm", "ddim" or "dpm++" from now on, with the noise schedule and prediction type unchanged.
@@ -92,6 +111,8 @@ class RedDDPMPipeline(DDPMPipeline):
     ) -> ImagePipelineOutput | tuple:
         """Sample images ``first_index`` ... ``first_index + num_images - 1`` of the stream named by ``seed``.
 
+        Their noise is drawn on the pipeline's device (``image_noise.py``): CPUs and GPUs make other images of one seed.
+
         Args:
             num_inference_steps: network evaluations for each image (NFE).
             batch_size: images sampled at once; changes memory and speed, not the images (to float rounding, which
@@ -99,7 +120,8 @@ class RedDDPMPipeline(DDPMPipeline):
             output_type: "pil", "np" (N, H, W, C) in [0, 1], or "pt" (N, C, H, W) in [0, 1].
 
         Raises:
-            ValueError: a count below 1, more steps than the schedule has, or an unknown output type.
+            ValueError: a count below 1, more steps than the schedule has, an unknown output type, or a scheduler that
+                cannot be sampled by (``read_step_table``).
         """
         limit = self.scheduler.config.num_train_timesteps
         if num_images < 1 or batch_size < 1:
@@ -109,13 +131,13 @@ class RedDDPMPipeline(DDPMPipeline):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"unknown output_type {output_type!r}: expected one of {', '.join(OUTPUT_TYPES)}")
 
-        images = []
-        execution = lean_execution(self.unet, self.lean) if self.lean else nullcontext()
-        with execution, self.progress_bar(total=num_images * num_inference_steps) as bar:
-            for start in range(first_index, first_index + num_images, batch_size):
-                indices = range(start, min(start + batch_size, first_index + num_images))
-                images.append(self._sample_batch(indices, seed, num_inference_steps, bar).cpu())
-        batch = torch.cat(images)
+        batches = [
+            range(start, min(start + batch_size, first_index + num_images))
+            for start in range(first_index, first_index + num_images, batch_size)
+        ]
+        sampler = self.batch_sampler(min(batch_size, num_images), num_inference_steps, len(batches))
+        with self.progress_bar(total=num_images * num_inference_steps) as bar:
+            batch = torch.cat([sampler(indices, seed, partial(bar.update, len(indices))) for indices in batches]).cpu()
         self.maybe_free_model_hooks()
         if output_type != "pt":
             batch = batch.permute(0, 2, 3, 1).numpy()
@@ -123,30 +145,62 @@ class RedDDPMPipeline(DDPMPipeline):
                 batch = self.numpy_to_pil(batch)
         return ImagePipelineOutput(images=batch) if return_dict else (batch,)
 
-    def _sample_batch(self, indices: range, seed: int, num_inference_steps: int, bar: Any) -> torch.Tensor:
-        """-> (len(indices), C, H, W) in [0, 1]."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (self.unet.config.in_channels, height, width)
-        generators = [seeded_generator(seed, "image", index) for index in indices]
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        device = self._execution_device
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        sample = noise.to(device) * self.scheduler.init_noise_sigma
-        options = {"generator": generators} | ({"eta": self.eta} if self.eta else {})  # only DDIM takes eta
-        # ddpm and ddim clip x_0 themselves; dpm++ does not, and a student may be trained to rely on it
-        config = self.scheduler.config
-        clips = config.prediction_type == "sample" and config.get("clip_sample")
-        limit = config.get("clip_sample_range", 1.0) if clips else None
-        for timestep in self.scheduler.timesteps:
-            # the network may be half precision; the sample is small, and its steps are taken in float32
-            network_input = self.scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
-            prediction = self.unet(network_input, timestep).sample.float()
-            if limit is not None:
-                prediction = prediction.clamp(-limit, limit)
-            sample = self.scheduler.step(prediction, timestep, sample, **options).prev_sample
-            bar.update(len(indices))
-        return (sample / 2 + 0.5).clamp(0, 1)
+    def batch_sampler(self, batch_size: int, num_inference_steps: int, num_batches: int = 1) -> BatchSampler:
+        """What samples batches of up to ``batch_size`` images, ``num_batches`` of them, by the scheduler of now.
+
+        Raises:
+            ValueError: as ``step_table``.
+        """
+        config = self.unet.config
+        height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+        table = self.step_table(num_inference_steps)
+        compiled = self.compiles(num_batches * num_inference_steps)
+        execution: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if self.lean:
+            execution = partial(lean_execution, self.unet, self.lean)
+        return BatchSampler(
+            self._replay(table.limits, compiled),
+            table,
+            shape=(config.in_channels, height, width),
+            device=self._execution_device,
+            batch_size=batch_size,
+            execution=execution,
+        )
+
+    def step_table(self, num_inference_steps: int) -> StepTable:
+        """``read_step_table`` of the scheduler of now, which takes as long as a few steps of a small network: the last
+        one is kept."""
+        config, at = self.scheduler.config, (num_inference_steps, self.eta)  # another setting is another config object
+        if self._table is None or self._table[0] is not config or self._table[1] != at:
+            self._table = (config, at, read_step_table(self.scheduler, *at))
+        return self._table[2]
+
+    def compiles(self, evaluations: int) -> bool:
+        """Does a run of so many network evaluations, each of a batch, compile?"""
+        if self.compile != "auto":
+            return bool(self.compile)
+        return self._captures and not self.lean and evaluations >= COMPILE_FROM
+
+    @property
+    def _captures(self) -> bool:
+        return (
+            self._execution_device.type == "cuda" and self.compile is not False and not hasattr(self.unet, "_hf_hook")
+        )
+
+    def _replay(self, limits: Limits, compiled: bool) -> Replay:
+        """What was compiled or captured is kept while the network's weights stay where they are."""
+        captured = self._captures
+        if not compiled and not captured:
+            return Replay(denoising_step(self.unet, limits))
+        tensors = itertools.chain(self.unet.parameters(), self.unet.buffers())
+        weights = (self.unet.training, [(tensor.data_ptr(), tensor.dtype) for tensor in tensors])
+        if weights != self._weights:
+            self._replays.clear()
+            self._weights = weights
+        key = (limits, compiled, captured, self.lean)
+        if key not in self._replays:
+            self._replays[key] = Replay(denoising_step(self.unet, limits), compiled=compiled, captured=captured)
+        return self._replays[key]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Write a folder of stock ``DDPMPipeline`` and scheduler: ``DiffusionPipeline.from_pretrained`` opens it too.

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from capture_helpers import captures  # noqa: F401  # a fixture
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from training_helpers import make_images, make_tiny_teacher
 
@@ -38,6 +39,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "learned time": {"time_embedding_type": "learned", "num_train_timesteps": 1000},
     "size as a pair": {"sample_size": [16, 16]},
 }
+
+
+if torch.cuda.is_available():  # by default a run there is compiled, each of the hundreds here for seconds or minutes
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # in the processes that tests start
+    torch._dynamo.config.disable = True  # test_compile.py has what is tested of it
 
 
 @pytest.fixture(scope="session", autouse=True)

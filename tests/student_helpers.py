@@ -26,8 +26,10 @@ def assert_blocks_meet(teacher: UNet2DModel, plan: StudentPlan, student: UNet2DM
     mine = [Tap(block.name, "output") for block in plan.blocks]
     theirs = [Tap(block.teacher_layer, block.teacher_side) for block in plan.blocks]  # type: ignore[arg-type]
     timesteps = torch.full((len(x),), 10, device=x.device)
-    with torch.no_grad(), reading(student, mine) as own, reading(teacher, theirs) as matched:
-        assert student(x, timesteps).sample.shape == teacher(x, timesteps).sample.shape == x.shape
+    with torch.no_grad(), reading(student, mine) as reader, reading(teacher, theirs) as other:
+        output, own = reader.run(student, x, timesteps)
+        wanted, matched = other.run(teacher, x, timesteps)
+        assert output.sample.shape == wanted.sample.shape == x.shape
         for block, tap, teacher_tap in zip(plan.blocks, mine, theirs, strict=True):
             assert own[tap].shape[1:] == (block.channels, block.resolution, block.resolution)
             assert matched[teacher_tap].shape[1:] == (block.teacher_channels, block.resolution, block.resolution)

@@ -101,7 +101,23 @@ def test_provenance(report, arguments, place):
     assert provenance["model_sha256"] == sha256_of(place / "run" / "student" / UNET_WEIGHTS)
     assert provenance["teacher_sha256"] == sha256_of(place / "teacher" / UNET_WEIGHTS)
     assert (provenance["data"], provenance["seed"], provenance["scheduler"]) == (arguments["data"], 3, "ddim")
+    assert (provenance["dtype"], provenance["noise"]) == ("float32", "blocks of 16")
     assert {"torch", "diffusers", "device", "time"} < provenance.keys()
+
+
+def test_half_precision_measures_other_images_and_says_so(arguments, report, tmp_path):
+    found = evaluate(**{**arguments, "data": None}, dtype="bfloat16", output_dir=tmp_path)
+    assert found["provenance"]["dtype"] == "bfloat16"
+    distance, exact = (each["distances"]["student_to_teacher"][FD] for each in (found, report[0]))
+    assert distance != exact
+    assert distance == pytest.approx(exact, rel=0.2)
+    assert found["memory"] == report[0]["memory"]  # of 32-bit floats, as the schema says
+
+
+def test_the_batch_size_is_chosen_where_none_is_given(arguments, tmp_path):
+    given = {key: value for key, value in arguments.items() if key not in ("batch_size", "data")}
+    speed = evaluate(**given, output_dir=tmp_path)["speed"]
+    assert speed["student"]["batch_size"] == speed["teacher"]["batch_size"] >= COUNT
 
 
 def test_teacher_and_student_start_from_the_same_noise(arguments, tmp_path, monkeypatch):
@@ -114,7 +130,7 @@ def test_teacher_and_student_start_from_the_same_noise(arguments, tmp_path, monk
         return pipeline
 
     monkeypatch.setattr(subjects, "open_for_sampling", opened)
-    evaluate(**{**arguments, "data": None}, output_dir=tmp_path)
+    evaluate(**{**arguments, "data": None}, compile=False, output_dir=tmp_path)  # no hook is called in a CUDA graph
     teacher, student = first[arguments["teacher"]][:4], first[arguments["model"]][:4]  # then memory is measured
     # two batches (5 and 3 images) of two steps each: the first of each begins from noise
     assert [len(x) for x, _ in teacher] == [len(x) for x, _ in student] == [5, 5, 3, 3]
@@ -284,8 +300,12 @@ def test_evaluate_verb_prints_one_json_object_and_writes_into_the_run(capsys, ar
 
 def test_evaluate_verb_as_text_into_a_folder(capsys, arguments, tmp_path):
     options = ["--data", arguments["data"], "--num_images", "8", "--steps", "1", "--output_dir", str(tmp_path)]
-    main(["evaluate", arguments["model"], *options])
+    main(["evaluate", arguments["model"], *options, "--dtype", "float16", "--compile", "off"])
     out = capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["provenance"]["dtype"] == "float16"
+    schema = json.loads(resources.files("ddpm_redistill.evaluation").joinpath("report.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(report)
     assert "student to data" in out
     assert "paper_peak" in out
     assert (tmp_path / "report.html").exists()

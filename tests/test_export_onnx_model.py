@@ -106,11 +106,11 @@ def test_without_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         open_onnx(path)
 
 
-@pytest.mark.parametrize("option", [["--lean", "fast"], ["--dtype", "bfloat16"]])
+@pytest.mark.parametrize("option", [["--lean", "fast"], ["--dtype", "bfloat16"], ["--compile", "on"]])
 def test_options_of_networks_in_torch(tmp_path: Path, capsys, caplog, option: list[str]) -> None:
     path = write(tmp_path / "a.onnx", json.dumps(description()))
     line = refused(capsys, caplog, ["sample", path, "--output", str(tmp_path / "images"), *option])
-    assert "runs as it was exported: leave out lean and dtype" in line
+    assert "runs as it was exported: leave out lean, dtype and compile" in line
 
 
 def test_unknown_scheduler(tmp_path: Path, capsys, caplog) -> None:

@@ -73,10 +73,31 @@ def test_efficientnet_computes_what_its_package_computes(size: int) -> None:
     with torch.no_grad():
         resized = nn.functional.interpolate(images.float(), (64, 64), mode="bilinear", antialias=True)
         expected = reference.extract_features((resized - 127) / 128).mean((2, 3))
-    features, logits = choose_extractor(None)(images)
+    features, logits = choose_extractor(None).to("cpu")(images)
     assert logits is None
     assert features.shape == (4, 1280)
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_demo
+def test_it_runs_on_the_gpu_where_there_is_one() -> None:
+    assert choose_extractor(None).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@needs_demo
+def test_it_runs_in_full_float32_and_leaves_the_precision_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def precisions() -> tuple[str, str]:
+        return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+    before, seen, network = precisions(), [], choose_extractor(None)
+    assert before != ("ieee", "ieee")
+    network.module.register_forward_pre_hook(lambda *_: seen.append(precisions()))
+    network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    monkeypatch.setattr(type(network.module), "forward", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError):
+        network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert seen == [("ieee", "ieee")] * 2
+    assert precisions() == before
 
 
 @needs_demo
@@ -109,7 +130,7 @@ def test_inception_from_a_path(suffix: str, tmp_path: Path, inception_state: dic
     assert (described["fid_name"], described["kid_name"]) == ("fid", "kid")
     assert len(described["weights_sha256"]) == 64
     assert "differs from torch-fidelity's" in described["reason"]
-    torch.testing.assert_close(extractor.module.fc.weight, inception_state["fc.weight"], rtol=0, atol=0)
+    torch.testing.assert_close(extractor.module.fc.weight.cpu(), inception_state["fc.weight"], rtol=0, atol=0)
     features, logits = extractor(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     assert features.shape == (1, 2048)
     assert logits is not None
@@ -216,7 +237,6 @@ def test_ones_own_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     described = json.loads(json.dumps(found.to_dict()))
     assert (described["name"], described["layer"], described["feature_size"]) == (f"{name}:Mean", "mean", 3)
     assert (described["fid_name"], described["kid_name"]) == ("fd_mean", "kid_mean")
-    assert found.device.type == "cpu"
     images = pictures(40, 0)
     features = extract_features(images, found)
     torch.testing.assert_close(features.values, images.float().mean((2, 3)))
@@ -289,7 +309,7 @@ def test_torch_fidelity_on_folders_gives_our_figures(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", THEIRS, *folders], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     theirs = json.loads(done.stdout)
-    network = choose_extractor(None)
+    network = choose_extractor(None).to("cpu")  # where theirs is
     ours = compare(*(extract_features(open_image_set(folder), network) for folder in folders))
     assert ours["fd_efficientnet_lite0"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
     assert ours["kid_efficientnet_lite0"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)

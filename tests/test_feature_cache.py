@@ -1,5 +1,6 @@
 """Features kept on disk: found again for the very same images and extractor, and for nothing else."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from feature_helpers import Wrapped, extractor, pictures
 
+from ddpm_redistill.evaluation import feature_cache
 from ddpm_redistill.evaluation.extractors import Extractor
 from ddpm_redistill.evaluation.feature_cache import cached_features, default_cache_dir
 from ddpm_redistill.evaluation.features import extract_features
@@ -53,6 +55,15 @@ def test_one_pixel_or_another_extractor_is_measured_again(tmp_path: Path) -> Non
         cached_features(pixels, made_by, tmp_path)
         assert measured(made_by)
         assert len(files(tmp_path)) == count
+
+
+def test_a_gpu_has_files_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its features differ in their last digits."""
+    here = feature_cache._key("1", extractor())
+    monkeypatch.setattr(Extractor, "device", torch.device("cuda", 1))
+    there = feature_cache._key("1", extractor())
+    assert json.loads(there) == {**json.loads(here), "device": "cuda"}
+    assert here != there
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one bit", "empty", "text", "of other images"])

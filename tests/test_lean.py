@@ -274,14 +274,17 @@ def test_pipeline(tiny_teacher: UNet2DModel, teacher_folder: Path) -> None:
 
 
 def test_sample_verb(teacher_folder: Path, tmp_path: Path) -> None:
-    """The same noise, so the same images: to a grey level when lean, to a few in half precision."""
+    """The same noise, so the same images: to a grey level when lean, to a few in half precision.
+
+    On a GPU convolutions round to 11 bits (TF32), lean and eager ones not alike: three levels are allowed there.
+    """
     images = {}
     for name, options in (("eager", []), ("lean", ["--lean", "smallest"]), ("half", ["--dtype", "bfloat16"])):
         arguments = ["--num_images", "2", "--steps", "3", "--output", str(tmp_path / name), *options]
         main(["sample", str(teacher_folder), *arguments])
         images[name] = np.stack([np.asarray(Image.open(tmp_path / name / f"00000{k}.png"), float) for k in range(2)])
-    assert abs(images["lean"] - images["eager"]).max() <= 1
-    assert 0 < abs(images["half"] - images["eager"]).max() <= 40
+    assert abs(images["lean"] - images["eager"]).max() <= (3 if torch.cuda.is_available() else 1)
+    assert 0 < abs(images["half"] - images["eager"]).mean() <= 4
 
 
 # Folded norms

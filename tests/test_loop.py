@@ -12,7 +12,7 @@ from ddpm_redistill.config import TrainingConfig
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ddpm_redistill.training.checkpoint import list_checkpoints, load_checkpoint
-from ddpm_redistill.training.draws import Draws
+from ddpm_redistill.training.draws import Draws, micro_batches
 from ddpm_redistill.training.loop import make_accelerator, train
 from ddpm_redistill.training.run_folder import RunFolder
 
@@ -89,7 +89,8 @@ def test_a_trained_network_has_memory_of_its_own(tmp_path):
 def test_gradients_of_the_losss_modules_are_clipped_with_the_networks(tmp_path):
     network, affine = tiny_network(), Affine()
     draws = Draws(IMAGES, seed=0, batch_size=4, num_train_timesteps=100, horizontal_flip=False)
-    batch = {key: torch.stack([draws[n][key] for n in range(4)]) for key in draws[0]}
+    whole = {"first_step": 0, "last_step": 1, "rank": 0, "processes": 1, "accumulation": 1, "num_workers": 0}
+    batch = next(micro_batches(draws, **whole, device=torch.device("cpu")))
     objective(network.train(), batch, affine)["task"].backward()
     gradients = [p.grad.flatten() for module in (network, affine) for p in module.parameters()]
     run_loop(tmp_path / "run", loss_modules=Affine(), steps=1)

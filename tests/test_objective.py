@@ -22,6 +22,7 @@ from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.objective import (
     alignment,
     check_terms,
+    comparing,
     distillation_objective,
     make_regressors,
     objective_of_steps,
@@ -54,8 +55,9 @@ def parts_and_gradients(networks, loss: LossConfig, names: tuple[str, ...]):
     student.zero_grad(set_to_none=True)
     aligned = alignment(dict(teacher.unet.config), plan)
     regressors = make_regressors(loss, aligned, seed=0)
-    objective = distillation_objective(teacher, student, plan, loss, aligned, torch.device("cpu"))
-    parts = objective(student, batch_of(), *filter(None, [regressors]))
+    with comparing(teacher.unet, student, plan, aligned) as compared:
+        objective = distillation_objective(teacher, plan, loss, compared, torch.device("cpu"))
+        parts = objective(student, batch_of(), *filter(None, [regressors]))
     sum(parts[name] for name in names).backward()
     return parts, {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
 
@@ -110,8 +112,9 @@ def test_the_clip_of_the_teachers_scheduler_is_the_one_that_counts(networks) -> 
         config = {**teacher.scheduler.config, "clip_sample": clips}
         other = replace(teacher, scheduler=type(teacher.scheduler).from_config(config))
         loss = LossConfig(**{**OFF, "task": 1.0, "output": 1.0, "clip_sample": clip_sample})
-        objective = distillation_objective(other, student, plan, loss, (), torch.device("cpu"))
-        return objective(lambda noisy, timesteps: SimpleNamespace(sample=torch.full_like(noisy, value)), batch)
+        with comparing(teacher.unet, student, plan, ()) as compared:
+            objective = distillation_objective(other, plan, loss, compared, torch.device("cpu"))
+            return objective(lambda noisy, timesteps: SimpleNamespace(sample=torch.full_like(noisy, value)), batch)
 
     assert plan.prediction_type == "sample"
     assert parts_of(True, True, -3.0)["task"] == 0
@@ -144,10 +147,9 @@ def test_terms_are_means_over_the_places_of_all_red_blocks(inputs, placement) ->
             bare = Tap(layer, "input" if side == "red_in" else "output")
             mine = Tap(block.name, "output") if block.name in there else bare
             its = Tap(block.teacher_layer, block.teacher_side)  # type: ignore[arg-type]
-            with reading(student, [mine]) as seen, reading(teacher.unet, [its]) as wanted:
-                student(noisy, batch["timesteps"])
-                teacher.unet(noisy, batch["timesteps"])
-                pair = seen[mine], wanted[its]
+            with reading(student, [mine]) as own, reading(teacher.unet, [its]) as wanted:
+                seen = own.run(student, noisy, batch["timesteps"])[1]
+                pair = seen[mine], wanted.run(teacher.unet, noisy, batch["timesteps"])[1][its]
             assert (pair[0].shape[1], pair[1].shape[1]) == (block.channels, block.teacher_channels)
             sums["red"].append((pair[0].mean(1) - pair[1].mean(1)).square().mean())
             sums["fitnet"].append((regressors.taps[i](pair[0]) - pair[1]).square().mean())
@@ -167,13 +169,14 @@ def test_terms_on_maps_count_in_their_share_of_the_steps(networks, share, steps,
     handle = teacher.unet.conv_in.register_forward_hook(lambda *args: ran.append(1))
     for output, others in ((0.0, {"task"}), (1.0, {"task", "output"})):
         loss = loss_of(task=1.0, red=2.0, output=output, feature_share=share)
-        objective_at = objective_of_steps(teacher, student, plan, loss, aligned, steps, torch.device("cpu"))
-        for step in range(steps):
-            ran.clear()
-            with torch.no_grad():
-                parts = objective_at(step)(student, batch_of())
-            assert parts.keys() == (others | {"red"} if step < aligned_steps else others)
-            assert len(ran) == (step < aligned_steps or output > 0)
+        with comparing(teacher.unet, student, plan, aligned) as compared:
+            objective_at = objective_of_steps(teacher, plan, loss, compared, steps, torch.device("cpu"))
+            for step in range(steps):
+                ran.clear()
+                with torch.no_grad():
+                    parts = objective_at(step)(student, batch_of())
+                assert parts.keys() == (others | {"red"} if step < aligned_steps else others)
+                assert len(ran) == (step < aligned_steps or output > 0)
     handle.remove()
 
 

@@ -10,10 +10,11 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 
 from ddpm_redistill import RedDDPMPipeline
-from ddpm_redistill.pipelines.pipeline_red_ddpm import seeded_generator
+from ddpm_redistill.pipelines.image_noise import BLOCK
 from ddpm_redistill.pipelines.scheduling_ddim import SpacedDDIMScheduler, quad_timesteps
+from ddpm_redistill.pipelines.seeds import seeded_generator
 
-COUNT = 3
+COUNT = BLOCK
 SEED = 5
 
 
@@ -23,20 +24,21 @@ def ours(unet: UNet2DModel, steps: int, name: str = "ddim", schedule: dict[str, 
     return pipeline(COUNT, seed=SEED, num_inference_steps=steps, output_type="pt").images
 
 
-def generators() -> list[torch.Generator]:
-    """The generators of our images: diffusers draws the first noise and that of each step from them too."""
-    return [seeded_generator(SEED, "image", index) for index in range(COUNT)]
+def generator() -> torch.Generator:
+    """That of our first block of images: diffusers draws the first noise and that of each step from it too."""
+    return seeded_generator(SEED, "images", 0)
 
 
 def stock(pipeline: DiffusionPipeline, steps: int, **options: Any) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     found = pipeline(
-        COUNT, generator=generators(), num_inference_steps=steps, output_type="np", return_dict=False, **options
+        COUNT, generator=generator(), num_inference_steps=steps, output_type="np", return_dict=False, **options
     )
     return torch.from_numpy(found[0]).permute(0, 3, 1, 2)
 
 
-def assert_equal(found: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5) -> None:
+def assert_equal(found: torch.Tensor, expected: torch.Tensor, atol: float = 5e-5) -> None:
+    """The untrained network multiplies rounding; ``test_step_table.py`` has one that does not, and holds 1e-5."""
     assert found.shape == expected.shape == (COUNT, 1, 16, 16)
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
@@ -81,8 +83,8 @@ def numpy_ddim(
     unet: UNet2DModel, timesteps: list[int], prediction_type: str = "epsilon", eta: float = 0.0
 ) -> torch.Tensor:
     """DDIM, formulas 12 and 16 of Song et al. 2021, over rising ``timesteps``, in float64 but for the network."""
-    draws = generators()
-    x = np.stack([torch.randn((1, 16, 16), generator=generator).double().numpy() for generator in draws])
+    draws = generator()
+    x = torch.randn((COUNT, 1, 16, 16), generator=draws).double().numpy()
     cumulative = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     for t, previous in zip(reversed(timesteps), [*reversed(timesteps[:-1]), -1], strict=True):
         a, a_previous = cumulative[t], cumulative[previous] if previous >= 0 else 1.0
@@ -95,7 +97,7 @@ def numpy_ddim(
         sigma = eta * ((1 - a_previous) / (1 - a)) ** 0.5 * (1 - a / a_previous) ** 0.5
         x = a_previous**0.5 * x0.clip(-1, 1) + (1 - a_previous - sigma**2) ** 0.5 * epsilon
         if eta:
-            x = x + sigma * np.stack([torch.randn((1, 16, 16), generator=draw).numpy() for draw in draws])
+            x = x + sigma * torch.randn(x.shape, generator=draws).numpy()
     return torch.from_numpy(x / 2 + 0.5).clamp(0, 1).float()
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,14 +11,12 @@ import torch
 from process_helpers import BATCH, PROCESSES, Tensors, make_batch, make_blocks, run_blocks, run_on_processes
 from safetensors.torch import load_file
 from torch import nn
-from training_helpers import TRAIN, UNET_WEIGHTS, arguments, distill_config, metrics, one_thread_environment, tool
+from training_helpers import TRAIN, UNET_WEIGHTS, arguments, metrics, one_thread_environment, tool
 
 from ddpm_redistill.cli import main
-from ddpm_redistill.config import DistillConfig
 from ddpm_redistill.pipelines.red_block import REDBlock
 from ddpm_redistill.training.batch_norm import share_batch_norms
 from ddpm_redistill.training.checkpoint import list_checkpoints
-from ddpm_redistill.training.distill import distill
 
 # --- BatchNorm over processes
 
@@ -75,23 +74,28 @@ LOSS = {**TERMS, "feature_share": 1.0}
 TRAINING = {**TRAIN, "steps": 9, "batch_size": 8, "gradient_accumulation": 2, "num_workers": 1}
 
 
+def run_on_cpus(command: list[str], inputs: dict[str, str], folder: Path, *more: str) -> str:
+    """``distill`` in processes of its own, on CPUs where there is a GPU too -> what it says."""
+    settings = {**inputs, "output_dir": str(folder), "horizontal_flip": True, "training": TRAINING, "loss": LOSS}
+    environment = one_thread_environment(ACCELERATE_USE_CPU="true")
+    line = [*command, "-m", "ddpm_redistill", "distill", *arguments(settings), *more]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 @pytest.fixture(scope="module")
-def one_process(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> DistillConfig:
-    config = distill_config(inputs, tmp_path_factory.mktemp("one"), loss=LOSS, **TRAINING)
-    distill(config)
-    return config
+def one_process(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    run_on_cpus([sys.executable], inputs, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def two_processes(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    command = [tool("torchrun"), "--nproc_per_node=2", "--standalone", "-m", "ddpm_redistill", "distill"]
-    settings = {**inputs, "output_dir": str(folder), "horizontal_flip": True, "training": TRAINING}
-    settings["loss"] = LOSS
-    environment = one_thread_environment(ACCELERATE_USE_CPU="true")
-    done = subprocess.run(command + arguments(settings), env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("running 2 process(es)") == 1
+    said = run_on_cpus([tool("torchrun"), "--nproc_per_node=2", "--standalone"], inputs, folder)
+    assert said.count("running 2 process(es)") == 1
     return folder
 
 
@@ -109,15 +113,15 @@ def assert_like(one: Path, other: Path) -> None:
 
 
 def test_two_processes_give_the_run_of_one(one_process, two_processes):
-    assert_like(Path(one_process.output_dir), two_processes)
+    assert_like(one_process, two_processes)
     assert len(list((two_processes / "tensorboard").glob("**/events*"))) == 1
 
 
 def test_a_run_of_two_processes_goes_on_with_one(one_process, two_processes, inputs, tmp_path):
     killed = tmp_path / "killed"
     shutil.copytree(two_processes, killed, ignore=shutil.ignore_patterns("student", "step-000008", "step-000009"))
-    distill(distill_config(inputs, killed, loss=LOSS, **TRAINING), resume=True)
-    assert_like(Path(one_process.output_dir), killed)
+    run_on_cpus([sys.executable], inputs, killed, "--resume")
+    assert_like(one_process, killed)
 
 
 # --- a mistake is told once

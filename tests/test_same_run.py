@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from training_helpers import UNET_WEIGHTS, assert_same_run, distill_config, make
 
 from ddpm_redistill.config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig, resolve
 from ddpm_redistill.errors import UserError
+from ddpm_redistill.training.checkpoint import load_checkpoint, newest_intact, save_checkpoint
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.same_run import changed_settings, flatten
 
@@ -33,6 +34,7 @@ def settings(**changes: object) -> dict[str, object]:
         ("training.checkpoint_every", 7),
         ("training.keep_checkpoints", 7),
         ("training.num_workers", 7),
+        ("training.compile", "off"),
         ("training.steps", 200),
         ("training.steps", 60),
         ("data", "elsewhere"),
@@ -145,6 +147,34 @@ def test_another_plan(begun):
     path.unlink()
     with pytest.raises(UserError, match=r"plan\.json is missing"):
         distill(distill_config(inputs, run, steps=4, schedule="constant", loss=ALIKE), resume=True)
+
+
+def test_a_run_that_drew_its_noise_in_another_way(begun):
+    """As those begun before streams had names."""
+    inputs, run = begun
+    path = run / "provenance.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "draws"}))
+    for options in ({"resume": True}, {"resume_anyway": True}):
+        with pytest.raises(UserError) as refused:
+            distill(distill_config(inputs, run, steps=4, schedule="constant", loss=ALIKE), **options)
+        was = "draws was one generator an image (provenance.json) and is now one generator a step"
+        assert str(refused.value) == f"cannot resume {run}: {was}; that is never safe to change"
+    shutil.rmtree(run / "checkpoints")  # nothing is drawn yet: it begins anew
+    distill(distill_config(inputs, run, steps=4, schedule="constant", loss=ALIKE), resume=True)
+
+
+def test_a_run_that_goes_on_on_another_kind_of_device_says_so(begun, caplog):
+    inputs, run = begun
+    config = distill_config(inputs, run, steps=5, schedule="constant", loss=ALIKE)
+    distill(config, resume_anyway=True)
+    assert not [message for message in caplog.messages if "drew its noise" in message]
+    checkpoint = load_checkpoint(newest_intact(run / "checkpoints"))
+    assert checkpoint.state["device"] == "cpu"
+    save_checkpoint(run / "checkpoints", replace(checkpoint, state={**checkpoint.state, "device": "cuda"}), keep=0)
+    distill(replace(config, training=replace(config.training, steps=6)), resume_anyway=True)
+    said = [message for message in caplog.messages if "drew its noise" in message]
+    assert len(said) == 1
+    assert said[0].startswith("the run drew its noise on cuda until step 5 and draws on cpu now")
 
 
 def test_a_run_that_moved_and_is_made_longer_is_that_of_all_its_steps(begun, tmp_path, caplog):

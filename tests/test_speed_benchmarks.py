@@ -75,11 +75,48 @@ NETWORKS = ["teacher", "student", "folded", "no RED", "teacher, lean", "folded, 
 def test_sampling_speed() -> None:
     found = figures("sampling_speed.py", "--batch_size", "2", "--rounds", "1")
     speed = found["images_per_second"]
-    assert [*speed] == NETWORKS
+    assert [*speed][: len(NETWORKS)] == NETWORKS
+    assert [*speed][len(NETWORKS) :] == (["teacher, eager", "student, eager"] if found["device"] == "cuda" else [])
     assert all(value > 0 for value in speed.values())
     assert found["ratios"] == {name: value / speed["teacher"] for name, value in speed.items()}
     assert found["ratio"] == found["ratios"]["folded"]
     assert (found["architecture"], found["lean"], found["device"] in ("cpu", "cuda")) == ("tiny", "fast", True)
+
+
+def test_sampling_speed_against_another_checkout(tmp_path: Path) -> None:
+    """A copy of this one, which the ratios are to: of each network, its images/s over the copy's."""
+    for name in ("ddpm_redistill", "pipelines"):
+        (tmp_path / name).symlink_to(BENCHMARKS.parent / name)
+    found = figures("sampling_speed.py", "--batch_size", "2", "--rounds", "1", "--against", str(tmp_path))
+    rows = found["networks"]
+    assert [*rows] == ["teacher", "student"]
+    for row in rows.values():
+        assert row["ratio"] == row["this"] / row["other"] > 0
+    assert found["ratio"] == rows["student"]["ratio"]
+    assert found["against"] == str(tmp_path)
+
+
+def test_sampling_speed_against_no_checkout(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "sampling_speed.py"), *TINY, "--against", str(tmp_path)]
+    done = subprocess.run(command, env=one_thread_environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].endswith("is no checkout of this project: it has no folder ddpm_redistill")
+
+
+def test_lean_execution_is_timed_beside_eager_execution() -> None:
+    command = [sys.executable, str(BENCHMARKS / "lean.py"), "--architecture", "tiny", "--batch_sizes", "2"]
+    command += ["--repeats", "1", "--json"]
+    done = subprocess.run(command, env=one_thread_environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = {(row["network"], row["execution"]): row for row in map(json.loads, done.stdout.splitlines())}
+    graphs = [" + graph"] if "cuda_peak" in rows["teacher", "eager"] else []
+    executions = [name + graph for name in ("eager", "fast", "balanced", "smallest") for graph in ("", *graphs)]
+    assert [*rows] == [(network, execution) for network in ("teacher", "student") for execution in executions]
+    for (network, _), row in rows.items():
+        eager = rows[network, "eager"]
+        assert row["less"] == eager["tensor_peak"] / row["tensor_peak"] >= 1
+        assert row["time"] == pytest.approx(row["ms"] / eager["ms"])
+    assert len({rows["teacher", name]["tensor_peak"] for name in ("eager", "fast", "balanced", "smallest")}) == 4
 
 
 def test_sampling_speed_runs_what_its_rows_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +126,25 @@ def test_sampling_speed_runs_what_its_rows_are_called(monkeypatch: pytest.Monkey
     assert [name for name in NETWORKS if nn.BatchNorm2d in kinds[name]] == ["student"]
     assert [name for name in NETWORKS if REDBlock in kinds[name]] == ["student", "folded", "folded, lean"]
     assert [name for name in NETWORKS if made[name].lean] == ["teacher, lean", "folded, lean"]
+
+
+BEFORE = {  # what an eager step of the tiny architecture dispatched at 31ce2b6
+    "training, aligned": 2110,
+    "training, plain": 1585,
+    "denoising, teacher": 445,
+    "denoising, student": 438,
+}
+
+
+def test_launches_do_not_grow() -> None:
+    """Eager ones not past those of 31ce2b6, and compiled a fifth of these."""
+    command = [sys.executable, str(BENCHMARKS / "launches.py"), "--architectures", "tiny", "--json"]
+    environment = one_thread_environment(TORCH_COMPILE_DISABLE="0")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["tiny"]
+    for step, before in BEFORE.items():
+        eager, compiled = found["eager"][step], found["compiled"][step]
+        assert 0 < eager["computing"] < eager["dispatched"] <= before
+        assert 0 < compiled["fused"] + compiled["outside"] <= before / 5
+        assert compiled["library"] > 10  # convolutions at least: the kernels were really counted

@@ -85,8 +85,8 @@ def test_what_it_is_matched_to(half: UNet2DModel) -> None:
         Tap(f"{tap.path.removesuffix('.layer')}.red_{'in' if tap.side == 'input' else 'out'}", "output")
         for tap in matched
     ]
-    with torch.no_grad(), reading(half, [*matched, *blocks]) as maps:
-        half(image(dict(half.config)), 10)
+    with torch.no_grad(), reading(half, [*matched, *blocks]) as reader:
+        maps = reader.run(half, image(dict(half.config)), 10)[1]
         for tap, block in zip(matched, blocks, strict=True):
             assert isinstance(half.get_submodule(block.path), REDBlock)
             assert torch.equal(maps[tap], maps[block])

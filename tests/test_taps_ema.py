@@ -10,7 +10,7 @@ from torch import nn
 
 from ddpm_redistill.core.ema import EMA
 from ddpm_redistill.core.flat import FlatParameters
-from ddpm_redistill.core.taps import Tap, read_taps, reading
+from ddpm_redistill.core.taps import Tap, reading
 
 
 class Layer(nn.Module):
@@ -34,33 +34,29 @@ def hooks_of(network: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
 
 
-def test_reading_keeps_each_side_of_each_layer_of_the_last_forward() -> None:
+def test_a_reader_hands_out_each_side_of_each_layer_and_keeps_nothing() -> None:
     network = Network()
-    with reading(network, TAPS) as maps:
-        network(torch.ones(1))
-        network(torch.full((1,), 3.0))
-        assert [maps[tap].item() for tap in TAPS] == [3, 6, 6, 12]
+    with reading(network, TAPS) as reader:
+        for value in (1.0, 3.0):
+            output, maps = reader.run(network, torch.full((1,), value))
+            assert output.item() == 4 * value
+            assert [maps[tap].item() / value for tap in TAPS] == [1, 2, 2, 4]
+        network(torch.ones(1))  # not by the reader: nobody would fetch its maps
+        assert reader._maps is None
     assert hooks_of(network) == 0
-    assert maps == {}
-    network(torch.ones(1))
-    assert maps == {}
 
 
 def test_reading_cleans_up_after_an_exception() -> None:
     network = Network()
-    seen = {}
 
     def fail() -> None:
-        with reading(network, TAPS) as maps:
-            seen["maps"] = maps
-            network(torch.ones(1))
-            assert len(maps) == 4
+        with reading(network, TAPS) as reader:
+            reader.run(network, torch.ones(1))
             raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
         fail()
     assert hooks_of(network) == 0
-    assert seen["maps"] == {}
 
 
 def test_reading_a_layer_that_is_not_there() -> None:
@@ -95,18 +91,19 @@ class Deep(nn.Module):
     ("last", "ran"),
     [(Tap("layers.0", "output"), []), (Tap("layers.2", "input"), [0, 1]), (Tap("layers.2", "output"), [0, 1])],
 )
-def test_read_taps_is_a_full_forward_that_stops_at_the_last_tap(last: Tap, ran: list[int]) -> None:
+def test_to_the_last_tap_is_a_full_forward_that_stops_there(last: Tap, ran: list[int]) -> None:
     torch.manual_seed(0)
     network, x = Deep(), torch.randn(2, 3)
     taps = [Tap("layers.0", "input"), last]
     calls: list[int] = []
     network.layers[2].register_forward_hook(lambda *args: calls.append(2))
-    with reading(network, taps) as full:
-        network(x, 2.0)
-        wanted = dict(full)
-    before, network.ran = hooks_of(network), []
-    calls.clear()
-    found = read_taps(network, taps, x, 2.0)
+    before = hooks_of(network)
+    with reading(network, taps) as reader:
+        wanted = reader.run(network, x, 2.0)[1]
+        network.ran = []
+        calls.clear()
+        output, found = reader.run(network, x, 2.0, to_last_tap=True)
+    assert output is None
     assert network.ran == ran
     assert bool(calls) == (last == Tap("layers.2", "output"))
     assert found.keys() == set(taps)
@@ -116,14 +113,19 @@ def test_read_taps_is_a_full_forward_that_stops_at_the_last_tap(last: Tap, ran: 
     assert network.ran[-3:] == [0, 1, 2]
 
 
-def test_read_taps_is_under_the_callers_grad_mode_and_keeps_nothing_else() -> None:
+def read_to(network: nn.Module, taps: list[Tap], *inputs: object) -> dict[Tap, torch.Tensor]:
+    with reading(network, taps) as reader:
+        return reader.run(network, *inputs, to_last_tap=True)[1]
+
+
+def test_a_reader_is_under_the_callers_grad_mode_and_keeps_nothing_else() -> None:
     network, tap = Deep(), Tap("layers.2", "input")
-    assert read_taps(network, [tap], torch.ones(1, 3), 2.0)[tap].requires_grad
+    assert read_to(network, [tap], torch.ones(1, 3), 2.0)[tap].requires_grad
     network.seen.clear()
     gc.disable()  # no cycle may hold what was computed on the way
     try:
         with torch.no_grad():
-            maps = read_taps(network, [tap], torch.ones(1, 3), 2.0)
+            maps = read_to(network, [tap], torch.ones(1, 3), 2.0)
         assert not maps[tap].requires_grad
         assert [one() is None for one in network.seen] == [True, False]
         assert network.seen[1]() is maps[tap]
@@ -139,10 +141,10 @@ def test_read_taps_is_under_the_callers_grad_mode_and_keeps_nothing_else() -> No
         (["layers.0", "layers.1"], ("wrong",), TypeError, "."),
     ],
 )
-def test_read_taps_cleans_up_after_an_error(taps: list[str], inputs: tuple, error: type, message: str) -> None:
+def test_a_reader_cleans_up_after_an_error(taps: list[str], inputs: tuple, error: type, message: str) -> None:
     network = Deep()
     with pytest.raises(error, match=message):
-        read_taps(network, [Tap(path, "output") for path in taps], torch.ones(1, 3), *inputs)
+        read_to(network, [Tap(path, "output") for path in taps], torch.ones(1, 3), *inputs)
     assert hooks_of(network) == 0
 
 

@@ -12,7 +12,7 @@ from training_helpers import SIZE, make_images, make_tiny_teacher
 
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.evaluation.timestep_error import error_by_timestep
-from ddpm_redistill.pipelines.pipeline_red_ddpm import seeded_generator
+from ddpm_redistill.pipelines.seeds import seeded_generator
 from ddpm_redistill.sources.images import open_images
 from ddpm_redistill.sources.teacher import load_pipeline
 

@@ -106,7 +106,8 @@ def test_the_teacher_is_frozen_in_eval_mode_and_unchanged(dropout_inputs, tmp_pa
     unet, fresh = seen["teacher"].unet, load_teacher(dropout_inputs["teacher"]).unet
     assert not any(module.training for module in unet.modules())
     assert not any(p.requires_grad or p.grad is not None for p in unet.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(unet.state_dict().values(), fresh.state_dict().values(), strict=True))
+    now, before = unet.cpu().state_dict().values(), fresh.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -167,8 +168,9 @@ def test_accumulation_gives_the_same_losses(inputs, tmp_path):
         loss = {"output": 1.0}
         distill(distill_config(inputs, run, student=student, loss=loss, gradient_accumulation=accumulation, steps=4))
         losses.append([[row[key] for key in ("loss", "task", "output", "grad_norm")] for row in metrics(run)])
+    rounding = 1e-4 if torch.cuda.is_available() else 1e-5  # TF32 has 10 bits of mantissa
     for other in losses[1:]:
-        torch.testing.assert_close(torch.tensor(other), torch.tensor(losses[0]), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(torch.tensor(other), torch.tensor(losses[0]), rtol=rounding, atol=rounding / 100)
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

@@ -92,8 +92,8 @@ def test_shapes_and_opening(
     plan = StudentPlan.from_dict(student.config.student_plan)
     assert plan.widen == tuple(widen)
     taps = [Tap(block.name, "output") for block in plan.blocks]
-    with torch.no_grad(), reading(student, taps) as maps:
-        student(torch.zeros(1, 1, 16, 16), 10)
+    with torch.no_grad(), reading(student, taps) as reader:
+        maps = reader.run(student, torch.zeros(1, 1, 16, 16), 10)[1]
         assert [maps[tap].shape[1] for tap in taps] == [block.channels for block in plan.blocks]
     if placement == "full" and reduction == 2:
         assert [block.channels for block in plan.blocks] == [8, 8, 8, 8, 8, 32, 32, 8, 8, 8]

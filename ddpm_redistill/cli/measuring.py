@@ -89,6 +89,7 @@ def evaluate_parser() -> ArgumentParser:
     )
     add_sampling(parser)
     add_spacing(parser)
+    add_dtype(parser)
     add_extractor(parser)
     add_json(parser)
     return parser

@@ -10,8 +10,26 @@ DATA_HELP = "a folder of images, an .npz of uint8 NHWC images, torchvision:NAME,
 
 def add_sampling(parser: ArgumentParser) -> None:
     parser.add_argument("--scheduler", type=str, default="ddim", help="ddpm, ddim or dpm++")
-    parser.add_argument("--batch_size", type=int, default=64, help="images sampled at once")
+    parser.add_argument(
+        "--batch_size",
+        type=int | None,
+        default=None,
+        help="images sampled at once; default 64 on a CPU, on a GPU the largest power of two up to 512 that fits into"
+        " half of its free memory",
+    )
+    parser.add_argument(
+        "--compile",
+        type=Literal["auto", "on", "off"],
+        default="auto",
+        help="how a sampling step runs, with the same images to rounding: off: as it is; on: compiled by torch, which"
+        " takes about a minute, and on a GPU captured in a CUDA graph; auto: as it is on a CPU, captured on a GPU, and"
+        " there compiled too for a long run",
+    )
     parser.add_argument("--seed", type=int, default=0, help="image k is a function of the seed and k")
+
+
+COMPILE: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
+"""Values of --compile, as ``RedDDPMPipeline`` takes them."""
 
 
 def add_spacing(parser: ArgumentParser) -> None:

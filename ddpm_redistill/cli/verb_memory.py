@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 
 from ..errors import UserError
 from ..units import MIB, parse_bytes
+from .collector import collector_off
 from .text import live_at_peak_table, memory_table
 from .verbs import quiet_libraries
 
@@ -26,11 +27,13 @@ def is_program(ref: str) -> bool:
     return ref.lower().endswith(".pte")
 
 
+@collector_off()
 def memory_of_networks(arguments: Namespace) -> None:
     import torch
 
+    from ..pipelines.lean import LEAN_SETTINGS
     from ..sources.teacher import find_model
-    from ..students.footprint import memory_profiles, network_of, profiles_report
+    from ..students.footprint import memory_report, network_of, unet_memory
 
     quiet_libraries()
     limit = None if arguments.fail_over is None else parse_bytes(arguments.fail_over)
@@ -41,15 +44,17 @@ def memory_of_networks(arguments: Namespace) -> None:
     unets = {name: network_of(find_model(ref).config) for name, ref in refs.items() if ref is not None}
     at = {key: arguments[key] for key in ("batch_size", "image_size")} | {"dtype": getattr(torch, arguments.dtype)}
 
-    profiles = {name: memory_profiles(unet, **at) for name, unet in unets.items()}
-    memory = {name: profiles_report(found) for name, found in profiles.items()}
-    execution, judged = f"lean {arguments.lean}" if arguments.lean else "eager", profiles["model"][arguments.lean]
+    memory = {name: memory_report(unet, settings=LEAN_SETTINGS, **at) for name, unet in unets.items()}
+    execution, judged = "eager", memory["model"]
+    if arguments.lean:
+        lean = unet_memory(unets["model"], **at, lean=arguments.lean)
+        execution, judged = f"lean {arguments.lean}", lean.to_dict()
     if folder is not None:
         from ..evaluation.pages.timeline import timeline_picture, write_timeline_csv
 
-        timelines = {name: found[None].timeline for name, found in profiles.items()}
+        timelines = {name: unet_memory(unet, **at).timeline for name, unet in unets.items()}
         if arguments.lean:
-            timelines[f"model, {execution}"] = judged.timeline
+            timelines[f"model, {execution}"] = lean.timeline
         folder.mkdir(parents=True, exist_ok=True)
         write_timeline_csv(folder / "timeline.csv", timelines)
         (folder / "timeline.png").write_bytes(timeline_picture(timelines))
@@ -62,8 +67,8 @@ def memory_of_networks(arguments: Namespace) -> None:
         print(json.dumps(result, indent=2))
     else:
         print(memory_table(memory, by_setting=True))
-        print(live_at_peak_table(judged.to_dict(), f"the model, {execution}"))
-    fail_when_over(f"tensor_peak of {arguments.model}, {execution},", judged.tensor_peak, limit, arguments.fail_over)
+        print(live_at_peak_table(judged, f"the model, {execution}"))
+    fail_when_over(f"tensor_peak of {arguments.model}, {execution},", judged["tensor_peak"], limit, arguments.fail_over)
 
 
 def memory_of_programs(arguments: Namespace) -> None:

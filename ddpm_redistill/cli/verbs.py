@@ -16,6 +16,8 @@ from jsonargparse import Namespace
 from ..config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
 from ..errors import UserError
 from ..units import MIB, parse_bytes
+from .collector import collector_off
+from .options import COMPILE
 from .text import budget_commands, budget_text, free_width_text, memory_table, nothing_fits, push_text, summary
 
 log = logging.getLogger("ddpm_redistill")
@@ -25,6 +27,7 @@ DEMO_IMAGES = 500
 DEMO_STEPS = 25
 
 
+@collector_off()
 def run_plan(arguments: Namespace) -> None:
     from ..sources.teacher import find_model
     from ..students.footprint import planned_memory, planned_report
@@ -109,6 +112,7 @@ def run_sample(arguments: Namespace) -> None:
     quiet_libraries()
     keys = ("num_images", "scheduler", "spacing", "eta", "seed", "batch_size", "lean", "dtype", "resume")
     options = {key: arguments[key] for key in keys}
+    options["compile"] = COMPILE[arguments.compile]
     sample_to_disk(arguments.model, arguments.output, num_inference_steps=arguments.steps, **options)
 
 
@@ -130,6 +134,8 @@ def run_evaluate(arguments: Namespace) -> None:
         spacing=arguments.spacing,
         eta=arguments.eta,
         batch_size=arguments.batch_size,
+        dtype=arguments.dtype,
+        compile=COMPILE[arguments.compile],
         seed=arguments.seed,
         inception_weights=arguments.inception_weights,
         extractor=arguments.extractor,
@@ -143,13 +149,10 @@ def run_evaluate(arguments: Namespace) -> None:
 
 
 def run_statistics(arguments: Namespace) -> None:
-    import torch
-
     from ..evaluation.extractors import choose_extractor
     from ..evaluation.reference import write_statistics
 
     extractor = choose_extractor(arguments.inception_weights, arguments.extractor)
-    extractor.to("cuda" if torch.cuda.is_available() else "cpu")
     output = Path(arguments.output)
     options = {key: arguments[key] for key in ("image_size", "channels", "num_images", "seed")}
     features = write_statistics(arguments.data, output, extractor, **options)

@@ -136,8 +136,9 @@ class LiveTensorTracker(TorchDispatchMode):
             return
         if key in self._live:  # a view or an in-place result; only a resize_ changes its size
             index, _ = self._live[key]
-            self.live_bytes += size - self.tensors[index].bytes
-            self.tensors[index] = replace(self.tensors[index], bytes=size)
+            if size != self.tensors[index].bytes:
+                self.live_bytes += size - self.tensors[index].bytes
+                self.tensors[index] = replace(self.tensors[index], bytes=size)
         elif size:
             index = len(self.tensors)
 

@@ -7,6 +7,12 @@ serves all. abar is the cumulative product of alpha (Ho et al. 2020, arXiv 2006.
 import torch
 
 
+def noisy_of(images: torch.Tensor, noise: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:
+    """x_t = sqrt(abar) x_0 + sqrt(1 - abar) epsilon (Ho et al. 2020, eq. 4). All but abar (B,): (B, C, H, W)."""
+    abar = abar.to(images.dtype).view(-1, 1, 1, 1)
+    return abar.sqrt() * images + (1 - abar).sqrt() * noise
+
+
 def epsilon_of(prediction: torch.Tensor, noisy: torch.Tensor, abar: torch.Tensor, prediction_type: str) -> torch.Tensor:
     """The noise that a network's output stands for. All but abar (B,): (B, C, H, W).
 

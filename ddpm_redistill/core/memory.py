@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from .live_tensors import LiveTensor, LiveTensorTracker, tensors_in
+from .meta import without_data
 from .paper_memory import ResidualBlockRecorder
 from .timeline import TimelinePoint, memory_timeline
 
@@ -89,8 +91,9 @@ def profile_memory(module: nn.Module, *inputs: Any, fake: bool = True, **kwargs:
         module.eval()
         with torch.no_grad(), fake_mode:
             if fake:
-                inputs, kwargs = tree_map_only(Tensor, empty_on_cpu, (inputs, kwargs))
-                state = {name: empty_on_cpu(t) for name, t in state.items()}
+                on_cpu = partial(without_data, device="cpu")
+                inputs, kwargs = tree_map_only(Tensor, on_cpu, (inputs, kwargs))
+                state = {name: on_cpu(t) for name, t in state.items()}
             external = [*state.values(), *tensors_in((inputs, kwargs))]
             if on_cuda is not None:
                 torch.cuda.reset_peak_memory_stats(on_cuda)
@@ -123,12 +126,3 @@ def profile_memory(module: nn.Module, *inputs: Any, fake: bool = True, **kwargs:
         cuda_peak=cuda_peak,
         timeline=memory_timeline(tracker),
     )
-
-
-def empty_on_cpu(t: Tensor) -> Tensor:
-    """Called under FakeTensorMode: a fake CPU tensor of the shape, stride and dtype of `t`.
-
-    And of its requires_grad: even under no_grad, torch.matmul chooses by it between mm and bmm.
-    """
-    fake = torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="cpu")
-    return fake.requires_grad_(t.requires_grad)

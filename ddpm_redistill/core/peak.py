@@ -4,12 +4,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .live_tensors import LiveTensorTracker, tensors_in
-from .memory import empty_on_cpu
+from .meta import as_on_cpu, meta_as_cpu, without_data
 
 
 class _PastLimit(Exception):
@@ -28,7 +27,7 @@ class _LimitedTracker(LiveTensorTracker):
         return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = as_on_cpu(func, args, kwargs or {})
         if func.namespace != "prim":
             for t in (out,) if isinstance(out, Tensor) else tensors_in(out):
                 self._count(t, "")
@@ -41,21 +40,21 @@ class _LimitedTracker(LiveTensorTracker):
 def tensor_peak_within(module: nn.Module, sample: Tensor, timestep: int, limit: float) -> tuple[int, bool]:
     """``profile_memory(module, sample, timestep).tensor_peak`` and True, or a lower bound above ``limit`` and False.
 
-    On fake tensors, without the other figures of a profile, and stopped by the first operation after which more than
-    ``limit`` bytes are alive: a network that is far too large is seen to be in its first layers.
+    On the meta device (``meta.py``), without the other figures of a profile, and stopped by the first operation after
+    which more than ``limit`` bytes are alive: a network that is far too large is seen to be in its first layers.
 
     Args:
-        module: a network in eval mode, with weights or on the meta device; it is not changed.
+        module: a network in eval mode that chooses no device itself, with weights or on the meta device; it is not
+            changed.
         sample: (B, C, H, W), of which shape and dtype are read.
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        state = {name: empty_on_cpu(t) for name, t in state.items()}
-        sample = empty_on_cpu(sample)
-        tracker = _LimitedTracker(module, [*state.values(), sample], limit)
-        try:
-            with tracker:
-                functional_call(module, state, (sample, timestep))
-        except _PastLimit:
-            return tracker.peak_bytes, False
+    state = {name: without_data(t, "meta") for name, t in state.items()}
+    sample = without_data(sample, "meta")
+    tracker = _LimitedTracker(module, [*state.values(), sample], limit)
+    try:
+        with torch.no_grad(), meta_as_cpu(tracker):
+            functional_call(module, state, (sample, timestep))
+    except _PastLimit:
+        return tracker.peak_bytes, False
     return tracker.peak_bytes, True

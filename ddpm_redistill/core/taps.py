@@ -15,44 +15,52 @@ class Tap(NamedTuple):
     side: Literal["input", "output"]
 
 
-@contextmanager
-def reading(network: nn.Module, taps: Sequence[Tap]) -> Iterator[dict[Tap, torch.Tensor]]:
-    """Within the block every forward fills the dict with the map (B, C, H, W) at each tap.
+Maps = dict[Tap, torch.Tensor]
 
-    On leaving, the hooks are removed and the dict is emptied, so that no map outlives the step.
 
-    Raises:
-        KeyError: a tap names no layer of the network.
+class Reader:
+    """Runs a network and hands out its maps at ``taps``; made by ``reading``.
+
+    Its hooks stay while it is open and do nothing between two runs, so that a compiled function that calls ``run`` is
+    traced with them once and holds for all steps.
     """
-    maps: dict[Tap, torch.Tensor] = {}
-    with _hooked(network, taps, maps.__setitem__):
+
+    def __init__(self, network: nn.Module, taps: Sequence[Tap]):
+        self.taps = tuple(dict.fromkeys(taps))
+        self._owner = type(network).__name__
+        self._maps: Maps | None = None
+        self._stops = False
+
+    def run(self, network: Callable[..., Any], *inputs: Any, to_last_tap: bool = False) -> tuple[Any, Maps]:
+        """-> (``network(*inputs)``, its map (B, C, H, W) at each tap). The caller's grad mode holds.
+
+        Args:
+            network: the one that is read, or what calls it.
+            to_last_tap: run it no further than the last of the taps that is met; its output is then None. A compiled
+                graph has no such end: there the compiler removes what no result needs.
+
+        Raises:
+            KeyError: a layer that is read did not run.
+        """
+        self._maps, self._stops = {}, to_last_tap
+        output = None
         try:
-            yield maps
+            with suppress(_AllRead):
+                output = network(*inputs)
+            maps = self._maps
         finally:
-            maps.clear()
+            self._maps = None
+        for tap in self.taps:
+            if tap not in maps:
+                raise KeyError(f"layer {tap.path!r} of {self._owner} did not run: cannot read it")
+        return (None if to_last_tap else output), maps
 
-
-def read_taps(network: nn.Module, taps: Sequence[Tap], *inputs: Any) -> dict[Tap, torch.Tensor]:
-    """The map (B, C, H, W) at each tap of ``network(*inputs)``, which is run no further than the last of them.
-
-    The caller's grad mode holds. Hooks are removed whatever happens.
-
-    Raises:
-        KeyError: a tap names no layer of the network, or one that does not run.
-    """
-    maps: dict[Tap, torch.Tensor] = {}
-
-    def keep(tap: Tap, value: torch.Tensor) -> None:
-        maps[tap] = value
-        if len(maps) == len(set(taps)):
+    def _keep(self, tap: Tap, value: torch.Tensor) -> None:
+        if self._maps is None:
+            return
+        self._maps[tap] = value
+        if self._stops and len(self._maps) == len(self.taps) and not torch.compiler.is_compiling():
             raise _AllRead
-
-    with _hooked(network, taps, keep), suppress(_AllRead):
-        network(*inputs)
-    silent = [tap for tap in taps if tap not in maps]
-    if silent:
-        raise KeyError(f"layer {silent[0].path!r} of {type(network).__name__} did not run: cannot read it")
-    return maps
 
 
 class _AllRead(Exception):
@@ -60,24 +68,29 @@ class _AllRead(Exception):
 
 
 @contextmanager
-def _hooked(network: nn.Module, taps: Sequence[Tap], keep: Callable[[Tap, torch.Tensor], None]) -> Iterator[None]:
-    """Within the block every forward calls ``keep(tap, map)``: before a layer for its input, after for its output."""
-    layers = [_layer(network, tap.path) for tap in taps]  # all, before the first hook
+def reading(network: nn.Module, taps: Sequence[Tap]) -> Iterator[Reader]:
+    """Within the block the reader's hooks are on the network; on leaving they are removed.
+
+    Raises:
+        KeyError: a tap names no layer of the network.
+    """
+    reader = Reader(network, taps)
+    layers = [_layer(network, tap.path) for tap in reader.taps]  # all, before the first hook
     handles = []
-    for tap, layer in zip(taps, layers, strict=True):
+    for tap, layer in zip(reader.taps, layers, strict=True):
 
         def before(module: nn.Module, args: tuple, kwargs: dict, tap: Tap = tap) -> None:
-            keep(tap, args[0] if args else kwargs["hidden_states"])
+            reader._keep(tap, args[0] if args else kwargs["hidden_states"])
 
         def after(module: nn.Module, args: tuple, output: torch.Tensor, tap: Tap = tap) -> None:
-            keep(tap, output)
+            reader._keep(tap, output)
 
         if tap.side == "input":
             handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
         else:
             handles.append(layer.register_forward_hook(after))
     try:
-        yield
+        yield reader
     finally:
         for handle in handles:
             handle.remove()

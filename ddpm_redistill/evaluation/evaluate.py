@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ..errors import UserError
+from ..pipelines.image_noise import NOISE
 from ..provenance import environment
 from ..students.footprint import MOST_SAVING, memory_profiles, profiles_report
+from .batch_size import choose_batch_size
 from .extractors import choose_extractor
 from .feature_cache import cached_features
 from .features import Features, Statistics
@@ -42,7 +44,9 @@ def evaluate(
     scheduler: str = "ddim",
     spacing: str | None = None,
     eta: float = 0.0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    dtype: str = "float32",
+    compile: bool | str = "auto",
     seed: int = 0,
     inception_weights: str | None = None,
     extractor: str | None = None,
@@ -59,6 +63,9 @@ def evaluate(
         num_images: of each set; of images made elsewhere, the first ones.
         steps: network evaluations an image (NFE), one or several; the report's main part is of the last.
         scheduler, spacing, eta: as ``RedDDPMPipeline.set_scheduler``.
+        batch_size: images sampled at once; None: as ``choose_batch_size``.
+        dtype: of the networks' weights and activations: "float32", "bfloat16" or "float16".
+        compile: as ``RedDDPMPipeline``.
         inception_weights, extractor: as ``choose_extractor``.
 
     Returns:
@@ -72,15 +79,19 @@ def evaluate(
         raise UserError("nothing to compare with: give --teacher, --data or both")
     if num_images < 2:
         raise UserError(f"num_images must be at least 2 for a distance, not {num_images}")
-    chosen = choose_extractor(inception_weights, extractor).to("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = choose_extractor(inception_weights, extractor)
     counts = [steps] if isinstance(steps, int) else list(steps)
-    subjects = {"student": open_subject(model, scheduler, spacing, eta)}
+    options: dict[str, Any] = {"spacing": spacing, "eta": eta, "dtype": dtype, "compile": compile}
+    subjects = {"student": open_subject(model, scheduler, **options)}
     if teacher is not None:
-        subjects["teacher"] = open_subject(teacher, scheduler, spacing, eta)
+        subjects["teacher"] = open_subject(teacher, scheduler, **options)
     channels, image_size = common_shape(subjects)
+    pipelines = {name: subject.pipeline for name, subject in subjects.items() if subject.pipeline is not None}
+    why = None
+    if batch_size is None:
+        batch_size, why = choose_batch_size([*pipelines.values()], num_images)
     for subject in subjects.values():
         subject.check(num_images, counts, batch_size)
-    pipelines = {name: subject.pipeline for name, subject in subjects.items() if subject.pipeline is not None}
     images = reference = None
     if data is not None and holds_statistics(Path(data).expanduser()):
         reference = load_statistics(Path(data).expanduser(), chosen)
@@ -88,6 +99,8 @@ def evaluate(
         images = reference_images(data, image_size=image_size, channels=channels, num_images=num_images, seed=seed)
     Path(output_dir).mkdir(parents=True, exist_ok=True)  # an OSError now, not after hours
     log.info("distances by %s: %s", chosen.name, chosen.reason)
+    if why is not None:
+        log.info("batch size %d: %s", batch_size, why)
 
     # 2. sampled and measured, a batch at a time, student and teacher from the same noise
     if images is not None:
@@ -101,7 +114,7 @@ def evaluate(
         if reference is not None:
             features["data"] = reference
         distances = {f"{a}_to_{b}": _compare(features[a], features[b]) for a, b in PAIRS if {a, b} <= features.keys()}
-        speed = {name: _speed(measured[name], count, batch_size) for name in pipelines}
+        speed = {name: _speed(sets[name], num_images, count, batch_size) for name in pipelines}
         sweep.append({"num_inference_steps": count, **distances, "speed": speed})
 
     # 3. what is looked at once, with the images of the last number of steps
@@ -136,7 +149,8 @@ def evaluate(
     report["memory"] = {name: profiles_report(found) for name, found in profiles.items()}
     student = pipelines.get("student")
     report["plan"] = dict(student.unet.config).get("student_plan") if student else None
-    sampler = {"num_inference_steps": counts, "scheduler": scheduler, "spacing": spacing, "eta": eta}
+    sampler = {"num_inference_steps": counts, "scheduler": scheduler, "spacing": spacing, "eta": eta, "dtype": dtype}
+    sampler["noise"] = NOISE
     run = run_of(model) if student else {}
     names = {"student": "model", "teacher": "teacher"}
     report["provenance"] = {
@@ -184,11 +198,12 @@ def _nearest_of_some(measured: Measured, images: Subset[Tensor], reference: Feat
     return nearest_picture(measured.first[order], neighbours, distances[order], GRID_COLUMNS)
 
 
-def _speed(measured: Measured, num_inference_steps: int, batch_size: int) -> dict[str, Any]:
+def _speed(images: Any, num_images: int, num_inference_steps: int, batch_size: int) -> dict[str, Any]:
+    """``images``: the ``SampledBatches`` that were taken."""
     return {
-        "images_per_second": measured.images_per_second,
-        "seconds": measured.seconds,
-        "num_images": len(measured.features),
+        "images_per_second": num_images / images.seconds,
+        "seconds": images.seconds,
+        "num_images": num_images,
         "num_inference_steps": num_inference_steps,
         "batch_size": batch_size,
     }

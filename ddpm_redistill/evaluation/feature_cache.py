@@ -1,8 +1,8 @@
 """Features kept on disk, so that a data set is measured once.
 
-A file is named by a hash of what its features depend on: the images' content, and the extractor's name, layer, resize
-and weights. Images are read in any case, to know their content; what is saved is the network. The folder may be deleted
-at any time.
+A file is named by a hash of what its features depend on: the images' content, the extractor's name, layer, resize and
+weights, and the kind of device, since the last digits are its own. Images are read in any case, to know their content;
+what is saved is the network. The folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def cached_features(
 
 def _key(images_sha256: str, extractor: Extractor) -> str:
     made_by = {**extractor.identity, "logits_layer": extractor.logits_layer, "images_at_once": CHUNK}
-    return json.dumps({"images_sha256": images_sha256, **made_by})
+    return json.dumps({"images_sha256": images_sha256, **made_by, "device": extractor.device.type})
 
 
 def _tensors(features: Features) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import shutil
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,8 @@ from ..sources.npz_files import check_member
 
 SETTINGS = "sampling.json"
 MAY_DIFFER = {"model", "num_images"}  # the model's weights are compared, not its name; more images may be asked for
+WRITERS = 8
+"""Threads that write PNG files."""
 NOT_FOLDERS = (".npy", ".png", ".zip")
 
 
@@ -121,9 +124,14 @@ class FolderStore(ImageStore):
         return [f"{index:06d}.png" for index in batch]
 
     def write(self, batch: range, images: torch.Tensor) -> None:
-        for name, image in zip(self.names(batch), _channels_last(images), strict=True):
-            with written_aside(self.folder / name) as aside:
-                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(aside, format="PNG")
+        """By several threads, which wait for the disk side by side. The first error is raised; some images of the batch
+        may then be there, each of them whole."""
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(self._write_image, self.names(batch), _channels_last(images)))
+
+    def _write_image(self, name: str, image: np.ndarray) -> None:
+        with written_aside(self.folder / name) as aside:
+            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(aside, format="PNG")
 
     def read(self, batch: range) -> torch.Tensor:
         images = []

@@ -1,6 +1,5 @@
 """Sets of images measured as they are made, in step with each other: no set is ever held as images."""
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +15,10 @@ from .paired import PairedErrors
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What is kept of a set: its features, its first images, uint8 (<= shown, C, H, W), and the seconds it took."""
+    """What is kept of a set: its features, and its first images, uint8 (<= shown, C, H, W)."""
 
     features: Features
     first: Tensor
-    seconds: float
-
-    @property
-    def images_per_second(self) -> float:
-        return len(self.features) / self.seconds
 
 
 def measure_together(
@@ -38,22 +32,17 @@ def measure_together(
     """
     accumulators = {name: FeatureAccumulator(extractor) for name in sets}
     first: dict[str, list[Tensor]] = {name: [] for name in sets}
-    seconds = dict.fromkeys(sets, 0.0)
     pairs = PairedErrors() if {"teacher", "student"} <= sets.keys() else None
     done = 0
     with tqdm(total=num_images, desc=label, unit="image") as bar:
         while done < num_images:
-            batches = {}
-            for name, batch_of in sets.items():
-                started = time.perf_counter()
-                batches[name] = next(batch_of)
-                seconds[name] += time.perf_counter() - started
+            batches = {name: next(images) for name, images in sets.items()}
+            if pairs is not None:  # first, since features wait for a GPU that is busy with the next batch
+                pairs.add(batches["teacher"], batches["student"])
             for name, batch in batches.items():
                 accumulators[name].add(batch)
-                first[name].append(batch[: max(0, shown - done)].cpu())
-            if pairs is not None:
-                pairs.add(batches["teacher"], batches["student"])
+                first[name].append(batch[: max(0, shown - done)].clone())
             done += len(batch)
             bar.update(len(batch))
-    measured = {name: Measured(accumulators[name].finish(), torch.cat(first[name]), seconds[name]) for name in sets}
+    measured = {name: Measured(accumulators[name].finish(), torch.cat(first[name])) for name in sets}
     return measured, pairs.summary() if pairs is not None else None

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Subset
 
 from ..errors import UserError
-from ..pipelines.pipeline_red_ddpm import seeded_generator
+from ..pipelines.seeds import seeded_generator
 from ..sources.image_files import check_file, find_images, one_line, open_header
 from ..sources.image_source import ImageSource
 from ..sources.images import open_images, read_npz

@@ -2,7 +2,7 @@
 
 Batch b is images b * batch_size ... whoever makes it: process r of n makes the batches with b % n == r. So the
 files have the same bytes whatever the number of processes, and after a kill. Another batch_size moves a few pixels by
-one level (``sampling.py``), so it is among the settings that a resumed run must share.
+one level (``sampling.py``), and so does compilation: both are among the settings that a resumed run must share.
 """
 
 import json
@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from ..errors import UserError
+from ..pipelines.image_noise import NOISE
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..sources.onnx_model import is_onnx, load_onnx_pipeline
 from ..sources.teacher import find_model, sha256_of
+from .batch_size import choose_batch_size
 from .image_store import ImageStore, open_store
 from .pages.pictures import GRID_COLUMNS, GRID_IMAGES, image_grid
 from .sampling import batches_of, check_counts, check_sampler, open_for_sampling, sample_batches
@@ -40,15 +42,18 @@ def sample_to_disk(
     spacing: str | None = None,
     eta: float = 0.0,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     lean: str | None = None,
     dtype: str = "float32",
+    compile: bool | str = "auto",
     resume: bool = False,
 ) -> Path:
     """Sample images 0 ... num_images - 1 of ``seed`` into a folder of PNG files or an .npz -> a picture of the first.
 
     Args:
         model: a folder, hub id or built-in one, or an ONNX file that ``export`` wrote.
+        batch_size: images sampled at once; None: as ``choose_batch_size``, or as the run that is resumed.
+        compile: as ``RedDDPMPipeline``.
         resume: go on with a run of the same settings, to the same bytes; ``num_images`` may have grown.
 
     Raises:
@@ -56,27 +61,42 @@ def sample_to_disk(
     """
     # without being told, processes on CPUs would not see each other: each would do all the work
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    if not on_cpu:
+        check_processes()
     state = PartialState(cpu=on_cpu, timeout=WAIT)
     store = open_store(output)
+    before = (store.settings() if resume else None) or {}
+    if before and before.get("noise") != NOISE:
+        raise UserError(
+            f"cannot resume {output}: an earlier version began it, whose noise was drawn in another way"
+            f" ({before.get('noise', 'image by image')}, and now {NOISE}); give another --output"
+        )
     if is_onnx(model):
-        if lean is not None or dtype != "float32":
-            raise UserError(f"{model} runs as it was exported: leave out lean and dtype")
+        if lean is not None or dtype != "float32" or compile is True:
+            raise UserError(f"{model} runs as it was exported: leave out lean, dtype and compile")
         check_sampler(scheduler, spacing, eta)
         pipeline = load_onnx_pipeline(model).set_scheduler(scheduler, spacing=spacing, eta=eta)
         weights = Path(model)
     else:
-        pipeline = open_for_sampling(
-            model, scheduler, spacing=spacing, eta=eta, lean=lean, dtype=dtype, device=state.device
-        )
+        options: dict[str, Any] = {"spacing": spacing, "eta": eta, "lean": lean, "dtype": dtype, "compile": compile}
+        pipeline = open_for_sampling(model, scheduler, device=state.device, **options)
         weights = find_model(model).weights
+    why = None
+    if batch_size is None and type(before.get("batch_size")) is int:
+        batch_size = before["batch_size"]
+    elif batch_size is None:
+        batch_size, why = choose_batch_size([pipeline], num_images)
+        batch_size = broadcast_object_list([batch_size])[0]  # GPUs of several processes may differ in what is free
     check_counts(pipeline, num_images, num_inference_steps, batch_size)
     channels = pipeline.unet.config.out_channels
     if channels not in (1, 3):
         raise UserError(f"{model} makes images of {channels} channels: pictures have 1 or 3")
+    batches = batches_of(num_images, batch_size)
     settings = {
         "model": model,
         "model_sha256": sha256_of(weights),
         "seed": seed,
+        "noise": NOISE,
         "num_images": num_images,
         "num_inference_steps": num_inference_steps,
         "scheduler": scheduler,
@@ -85,6 +105,7 @@ def sample_to_disk(
         "batch_size": batch_size,
         "dtype": dtype,
         "lean": lean,
+        "compile": pipeline.compiles(len(batches) * num_inference_steps),
         "noise_schedule": noise_schedule(pipeline),
         "device": pipeline.device.type,
         "version": version("ddpm-redistill"),
@@ -96,7 +117,8 @@ def sample_to_disk(
         store.start(settings)
     state.wait_for_everyone()
 
-    batches = batches_of(num_images, batch_size)
+    if why is not None:
+        log.info("batch size %d: %s", batch_size, why)
     missing = [batch for batch in batches if not store.is_complete(batch)]
     state.wait_for_everyone()  # all have counted before one adds
     if resume:
@@ -124,6 +146,16 @@ def sample_to_disk(
         log.info("%d images in %s, the first of them in %s", num_images, output, grid)
     state.wait_for_everyone()
     return grid
+
+
+def check_processes() -> None:
+    """Raises UserError when torchrun has started more processes on this machine than it has GPUs."""
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > gpus:
+        raise UserError(
+            f"{processes} processes were started on a machine of {gpus} GPU{'s' * (gpus != 1)}: start one a GPU, or set"
+            " ACCELERATE_USE_CPU=true to sample on the CPU"
+        )
 
 
 def noise_schedule(pipeline: RedDDPMPipeline) -> dict[str, Any]:

@@ -5,16 +5,20 @@ The batch size enters by float rounding alone: between 1, 7 and 64, at most 2 of
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..pipelines.batch_sampler import BatchSampler
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, choose_scheduler
 from ..sources.model_config import check_own_size
 from ..sources.teacher import load_pipeline
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,21 @@ def open_for_sampling(
     eta: float = 0.0,
     lean: str | None = None,
     dtype: str = "float32",
+    compile: bool | str = "auto",
     device: torch.device | str | None = None,
 ) -> RedDDPMPipeline:
     """A pipeline with the named sampler (``RedDDPMPipeline.set_scheduler``); ``lean``: a setting of lean execution;
-    ``device``: the GPU where there is one, unless named.
+    ``compile``: as ``RedDDPMPipeline``; ``device``: the GPU where there is one, unless named.
 
     Raises:
         UserError: as ``load_pipeline`` and ``check_own_size``; an unknown scheduler, or a spacing or eta that it cannot
-            use.
+            use; lean and ``compile=True``.
     """
     check_sampler(scheduler, spacing, eta)
+    if lean is not None and compile is True:
+        raise UserError("lean execution is not compiled: leave out --lean, or give --compile auto or off")
     pipeline = load_pipeline(ref, lean=lean or False).set_scheduler(scheduler, spacing=spacing, eta=eta)
+    pipeline.compile = compile
     check_own_size(ref, pipeline.unet.config)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return pipeline.to(device, getattr(torch, dtype))
@@ -76,34 +84,107 @@ def sample_batches(
     label: str = "sampling",
     batches: Sequence[range] | None = None,
     show_progress: bool = True,
-) -> Iterator[torch.Tensor]:
+) -> "SampledBatches":
     """Images 0 ... num_images - 1 of ``seed``, uint8 (<= batch_size, C, H, W) at a time, under one progress bar.
 
     ``batches``: make these of ``batches_of(num_images, batch_size)`` only.
 
     Raises:
-        UserError: a count that is not positive, or more steps than the schedule has.
+        UserError: as ``check_counts``.
     """
     check_counts(pipeline, num_images, num_inference_steps, batch_size)
-    pipeline.set_progress_bar_config(disable=True)
-    if batches is None:
-        batches = batches_of(num_images, batch_size)
-    with tqdm(total=sum(map(len, batches)), desc=label, unit="image", disable=not show_progress) as bar:
-        for batch in batches:
-            images = pipeline(
-                len(batch),
-                seed=seed,
-                first_index=batch.start,
-                num_inference_steps=num_inference_steps,
-                batch_size=len(batch),
-                output_type="pt",
-            ).images
-            bar.update(len(images))
-            yield (images * 255).round().to(torch.uint8)
+    everything = batches_of(num_images, batch_size)
+    # by the whole run, not by what is left of it: a resumed run compiles if the first did
+    sampler = pipeline.batch_sampler(min(batch_size, num_images), num_inference_steps, len(everything))
+    chosen = everything if batches is None else batches
+    return SampledBatches(sampler, chosen, seed, label=label, show_progress=show_progress)
+
+
+class SampledBatches(Iterator[torch.Tensor]):
+    """Batches on the CPU, as ``sample_batches`` says. ``seconds``: what it took to sample those that were given so far,
+    without what compiling and capturing took before the first.
+
+    A GPU has begun with the next batch when it gives this one, so that it works while the caller does; its seconds are
+    by CUDA's events.
+    """
+
+    def __init__(
+        self, sampler: BatchSampler, batches: Sequence[range], seed: int, *, label: str, show_progress: bool
+    ) -> None:
+        self.seconds = 0.0
+        self._images = self._sample(sampler, batches, seed, label, show_progress)
+
+    def __next__(self) -> torch.Tensor:
+        return next(self._images)
+
+    def _sample(
+        self, sampler: BatchSampler, batches: Sequence[range], seed: int, label: str, show_progress: bool
+    ) -> Iterator[torch.Tensor]:
+        if batches:
+            sampler.prepare()
+        begun: Iterator[Begun] = (begin(sampler, batch, seed) for batch in batches)
+        with tqdm(total=sum(map(len, batches)), desc=label, unit="image", disable=not show_progress) as bar:
+            for each in one_ahead(begun) if sampler.device.type == "cuda" else begun:
+                images, seconds = each.finish()
+                self.seconds += seconds
+                bar.update(len(images))
+                yield images
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A batch that a CPU has made, or that a GPU has been told to make: ``images`` uint8 (B, C, H, W) on the CPU, where
+    a GPU's arrive by the event ``ended``; ``started`` and ``ended`` of a CPU are seconds."""
+
+    images: torch.Tensor
+    started: Any
+    ended: Any
+
+    def finish(self) -> tuple[torch.Tensor, float]:
+        """The images, and the seconds that they took; waits for a GPU."""
+        if isinstance(self.ended, float):
+            return self.images, self.ended - self.started
+        self.ended.synchronize()
+        return self.images, self.started.elapsed_time(self.ended) / 1000
+
+
+def begin(sampler: BatchSampler, batch: range, seed: int) -> Begun:
+    if sampler.device.type == "cuda":
+        return begin_on_gpu(sampler, batch, seed)
+    started = time.perf_counter()
+    images = to_pixels(sampler(batch, seed)).cpu()
+    return Begun(images, started, time.perf_counter())
+
+
+def begin_on_gpu(sampler: BatchSampler, batch: range, seed: int) -> Begun:
+    """Returns at once: the images are 8-bit before they cross, into memory that a copy need not be waited for."""
+    with torch.cuda.device(sampler.device):
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        started.record()
+        images = to_pixels(sampler(batch, seed))
+        host = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
+        host.copy_(images, non_blocking=True)
+        ended.record()
+    return Begun(host, started, ended)
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Values in [0, 1] -> uint8, of the same shape and on the same device."""
+    return (images * 255).round().to(torch.uint8)
+
+
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, each given when the one after it has been taken."""
+    waiting: list[Item] = []
+    for item in items:
+        yield from waiting
+        waiting = [item]
+    yield from waiting
 
 
 def check_counts(pipeline: RedDDPMPipeline, num_images: int, num_inference_steps: int, batch_size: int) -> None:
-    """Raises UserError for a count that is not positive, or more steps than the model's schedule has."""
+    """Raises UserError for a count that is not positive, more steps than the model's schedule has, or a scheduler that
+    cannot be sampled by in so many."""
     for name, value in (
         ("num_images", num_images),
         ("batch_size", batch_size),
@@ -114,6 +195,10 @@ def check_counts(pipeline: RedDDPMPipeline, num_images: int, num_inference_steps
     limit = pipeline.scheduler.config.num_train_timesteps
     if num_inference_steps > limit:
         raise UserError(f"{num_inference_steps} steps are more than the {limit} timesteps of this model's schedule")
+    try:
+        pipeline.step_table(num_inference_steps)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def sample_images(
@@ -134,6 +219,5 @@ def sample_images(
         seed=seed,
         label=label,
     )
-    started = time.perf_counter()
     images = torch.cat(list(batches))
-    return Samples(images, time.perf_counter() - started)
+    return Samples(images, batches.seconds)

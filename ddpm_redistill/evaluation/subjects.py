@@ -77,8 +77,9 @@ class Subject:
         return {name: self.ref, f"{name}_sha256": sha256_of(find_model(self.ref).weights)}
 
 
-def open_subject(ref: str, scheduler: str, spacing: str | None, eta: float) -> Subject:
-    """A model with its sampler; or images, if this is an .npz or a folder that has no network in it.
+def open_subject(ref: str, scheduler: str, **options: Any) -> Subject:
+    """A model with its sampler and ``options``, as ``open_for_sampling``; or images, if this is an .npz or a folder
+    that has no network in it.
 
     Raises:
         UserError: as ``open_for_sampling`` and ``open_image_set``.
@@ -90,7 +91,7 @@ def open_subject(ref: str, scheduler: str, spacing: str | None, eta: float) -> S
         of_images = path.is_file() and path.suffix.lower() == ".npz"
     if of_images:
         return Subject(ref, None, open_image_set(ref))
-    return Subject(ref, open_for_sampling(ref, scheduler, spacing=spacing, eta=eta), None)
+    return Subject(ref, open_for_sampling(ref, scheduler, **options), None)
 
 
 def common_shape(subjects: Mapping[str, Subject]) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from ..core.losses import epsilon_of
 from ..errors import UserError
-from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, seeded_generator
+from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..pipelines.seeds import seeded_generator
 
 NUM_TIMESTEPS = 20
 

@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from ..errors import UserError
-from ..pipelines.pipeline_red_ddpm import seeded_generator
+from ..pipelines.seeds import seeded_generator
 from ..sources.image_files import one_line
 from ..sources.image_source import ImageSource
 from .weights_int8 import LAYERS, quantise_weights

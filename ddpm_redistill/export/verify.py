@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from ..pipelines.pipeline_red_ddpm import seeded_generator
+from ..pipelines.seeds import seeded_generator
 from .tracing import image_shape
 
 INPUTS = 20

@@ -33,9 +33,24 @@ def open_folder(path: Path, image_size: int, channels: int, on_bad_image: OnBadI
     scan = scan_folder(reader)
     n = len(reader.names)
     text = describe(n, str(path), scan.sizes, image_size, channels)
-    if scan.bad:
-        text += f", {scan.bad:,} of them unreadable and skipped"
-    return ImageSource(n, reader if scan.kept is None else scan.kept, text, scan.fingerprint)
+    if scan.replaced:
+        text += f", {len(scan.replaced):,} of them unreadable and skipped"
+    source = ImageSource(n, reader if scan.kept is None else scan.kept, text, scan.fingerprint)
+    classes = class_names(reader.names)
+    if classes is None:
+        return source
+    number = {name: label for label, name in enumerate(classes)}
+    folders = (reader.names[scan.replaced.get(i, i)].partition("/")[0] for i in range(n))
+    return source.with_labels([number[folder] for folder in folders], classes)
+
+
+def class_names(names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The folders of the first level that hold the images, sorted; None where an image lies beside them.
+
+    names: paths relative to the root, with /. As torchvision's ImageFolder, but folders without images are no classes.
+    """
+    folders = [name.partition("/")[0] for name in names if "/" in name]
+    return tuple(sorted(set(folders))) if len(folders) == len(names) else None
 
 
 def most_bad(n: int) -> int:
@@ -100,7 +115,7 @@ class FolderScan:
     sizes: set[tuple[int, int]]  # (width, height)
     fingerprint: str
     kept: torch.Tensor | None  # uint8 (N, C, H, W) if it fits in KEEP_BYTES
-    bad: int
+    replaced: dict[int, int]  # of each image that cannot be read, the one that is served in its place
 
 
 def scan_folder(reader: FolderReader) -> FolderScan:
@@ -139,10 +154,11 @@ def scan_folder(reader: FolderReader) -> FolderScan:
         pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the rest of the folder
     if bad:
         _judge(reader, bad)
-        if kept is not None:
-            for i in bad:
-                kept[i] = kept[next(j % n for j in range(i + 1, i + n) if j % n not in bad)]
-    return FolderScan(sizes, digest.hexdigest(), kept, len(bad))
+    replaced = {i: next(j % n for j in range(i + 1, i + n) if j % n not in bad) for i in bad}
+    if kept is not None:
+        for i, j in replaced.items():
+            kept[i] = kept[j]
+    return FolderScan(sizes, digest.hexdigest(), kept, replaced)
 
 
 def _judge(reader: FolderReader, bad: dict[int, str]) -> None:

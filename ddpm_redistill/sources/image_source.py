@@ -1,8 +1,9 @@
 """The one kind of Dataset that every source of images becomes, and how to make it from pixels in memory."""
 
+import copy
 import hashlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +21,15 @@ class ImageSource(Dataset[torch.Tensor]):
     `description` is one line for people. `fingerprint` is a sha256 of what is served: for sources held in
     memory of the decoded pixels, for a folder of the relative paths, the file bytes, C and image_size.
     Picklable, so that loader workers can be forked or spawned.
+
+    `labels`, int64 (N,), is the class of each image and `classes` names the classes, `classes[label]`; both are None
+    unless every image has exactly one class. Not to be changed. What is served, and `fingerprint`, do not depend on
+    them: `label_fingerprint` is theirs. They belong to what is served when the source is opened: an image of a folder
+    that can be read then and not later keeps its label, whichever image takes its place.
     """
+
+    labels: torch.Tensor | None = None
+    classes: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -34,6 +43,41 @@ class ImageSource(Dataset[torch.Tensor]):
         self._images = images
         self.description = description
         self.fingerprint = fingerprint
+
+    def with_labels(self, labels: Sequence[int] | np.ndarray | torch.Tensor, classes: Iterable[str]) -> "ImageSource":
+        """The same images with the class of each, (N,), and the names of the classes, which `description` counts.
+
+        Raises UserError for a label that is none of the classes, ValueError for another number of labels.
+        """
+        labels, classes = torch.as_tensor(labels).to(torch.int64), tuple(classes)
+        if labels.shape != (self._length,):
+            raise ValueError(f"labels of shape {tuple(labels.shape)} for {self._length} images")
+        outside = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
+        if len(outside):
+            i, most = int(outside[0]), len(classes) - 1
+            raise UserError(
+                f"image {i} has label {int(labels[i])}, not one of 0 to {most}: {self.description}; correct it"
+            )
+        source = copy.copy(self)
+        source.labels, source.classes = labels, classes
+        source.description += f", {len(classes):,} class{'' if len(classes) == 1 else 'es'}"
+        return source
+
+    @property
+    def label_fingerprint(self) -> str | None:
+        """A sha256 of the labels and the names of the classes; None without labels."""
+        if self.labels is None or self.classes is None:
+            return None
+        # Lengths first, so that no name can be read as two. Names of folders may hold bytes that are no UTF-8.
+        names = [name.encode(errors="surrogatepass") for name in self.classes]
+        digest = hashlib.sha256(str((self._length, [len(name) for name in names])).encode())
+        digest.update(b"".join(names) + self.labels.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    @property
+    def held(self) -> torch.Tensor | None:
+        """All images, uint8 (N, C, image_size, image_size), of a source held in memory; not to be changed."""
+        return self._images if isinstance(self._images, torch.Tensor) else None
 
     def __len__(self) -> int:
         return self._length

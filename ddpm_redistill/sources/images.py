@@ -14,6 +14,8 @@ from .npz_files import read_arrays
 __all__ = ["ImageSource", "open_images"]
 
 LARGEST_SIDE = 8192  # a square of LARGEST_IMAGE pixels
+LABELS = "labels"  # of an .npz: the array of the classes
+MOST_CLASSES = 100_000  # four times ImageNet-21k; each gets a name, so that a wrong label must not fill the memory
 FORMS = "a folder of images, an .npz file, torchvision:NAME, hub:NAME, builtin:digits"
 
 
@@ -27,6 +29,9 @@ def open_images(
     side (bicubic, antialiased) and cropped at the centre. A folder of up to 64 MiB once decoded is held in
     memory, a larger one is decoded on access; all other sources are held in memory, N * C * image_size ** 2
     bytes.
+
+    Where every image has one class, the source has `labels`: a folder with images in subfolders alone, a class each;
+    an .npz with integers `labels` (N,); a named data set that has them.
 
     on_bad_image: of a folder, what is done about an image that cannot be read, when it is opened or later: "error"
     stops; "skip" puts the next good image of the sorted names in its place, says so, and stops when more than one in
@@ -50,15 +55,16 @@ def open_images(
         raise UserError(f"{what}; a source of images is {FORMS}")
     if not path.lower().endswith(".npz"):
         raise UserError(f"{source} is a file, but not an .npz of images; a source of images is {FORMS}")
-    return from_array(read_npz(path), path, image_size, channels)
+    pixels = read_npz(path)
+    labels = read_npz_labels(path, len(pixels))
+    images = from_array(pixels, path, image_size, channels)
+    return images if labels is None else images.with_labels(labels, map(str, range(int(labels.max()) + 1)))
 
 
 def read_npz(path: str) -> np.ndarray:
     """The images of an .npz file: uint8 (N, H, W) or (N, H, W, 1 or 3), N > 0. Raises UserError for any other."""
     try:
-        key, array = read_arrays(
-            path, lambda names: [next(k for k in ("images", "arr_0", *names) if k in names)]
-        ).popitem()
+        key, array = read_arrays(path, _choose_images).popitem()
     except ValueError as error:
         raise UserError(
             f"{path} cannot be read as an .npz of images: {error}; "
@@ -71,3 +77,34 @@ def read_npz(path: str) -> np.ndarray:
         hint = "move the channels last" if array.ndim == 4 and shape[1] in (1, 3) else "save it in that shape"
         raise UserError(f"'{key}' in {path} has shape {shape}, not (N, H, W[, 1 or 3]) with N > 0; {hint}")
     return array
+
+
+def _choose_images(names: list[str]) -> list[str]:
+    """Of the arrays of an .npz, the one of the images: "images", "arr_0", else the first that is not the labels."""
+    found = next((name for name in ("images", "arr_0", *names) if name in names and name != LABELS), None)
+    if found is None:
+        raise ValueError(f"it holds '{LABELS}' and no images")
+    return [found]
+
+
+def read_npz_labels(path: str, count: int) -> np.ndarray | None:
+    """The classes of the `count` images of an .npz file, int64 (count,), numbered from 0; None where it has none.
+
+    Raises UserError for anything else under that name.
+    """
+    try:
+        labels = read_arrays(path, lambda names: [LABELS] if LABELS in names else []).get(LABELS)
+    except ValueError as error:
+        raise UserError(f"the labels in {path} cannot be read: {error}; save them as an array of integers") from error
+    if labels is None:
+        return None
+    what = f"'{LABELS}' in {path}"
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{what} holds {labels.dtype}, not the class of each image as an integer; save it as those")
+    if labels.shape != (count,):
+        raise UserError(f"{what} has shape {labels.shape}, not ({count},): one class for each image; save it as that")
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= MOST_CLASSES:
+        wrong = least if least < 0 else most
+        raise UserError(f"{what} holds {wrong}, not classes of 0 to at most {MOST_CLASSES - 1:,}; number them from 0")
+    return labels.astype(np.int64)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
-from ..pipelines.pipeline_red_ddpm import seeded_generator
+from ..pipelines.seeds import seeded_generator
 from .network import Resampling
 from .plan import StudentPlan, own_table, plan_student, teacher_table
 from .widen import widened_state

@@ -48,20 +48,28 @@ def unet_memory(
     Raises:
         UserError: no images, a size that the down-samplers do not divide, or an input past counting.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, not {batch_size}")
-    size = unet.config.sample_size if image_size is None else image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    _check_size(unet, height, width)
-    if batch_size * unet.config.in_channels * height * width * dtype.itemsize > LARGEST_INPUT:
-        raise UserError(f"{batch_size} images of {height} pixels a side are more than 2**50 bytes: too large to count")
-    sample = torch.empty(batch_size, unet.config.in_channels, height, width, device="meta", dtype=dtype)
-    if unet.dtype != dtype:
-        with torch.device("meta"):
-            unet = type(unet).from_config(unet.config)
-        nn.Module.to(unet, dtype)  # diffusers' own `to` warns of layers to keep in float32, and has none to name
+    unet, sample = _network_and_input(unet, batch_size, image_size, dtype)
     with lean_execution(unet, lean) if lean else nullcontext():
         return profile_memory(unet, sample, 0)
+
+
+def unet_peak(
+    unet: UNet2DModel,
+    *,
+    batch_size: int = 1,
+    image_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    lean: str | None = None,
+    limit: float = float("inf"),
+) -> tuple[int, bool]:
+    """The tensor_peak of ``unet_memory`` and True, quicker; or, of a pass that was stopped when more than ``limit`` bytes
+    were alive, a lower bound and False.
+
+    Arguments and errors are ``unet_memory``'s; the network is in eval mode.
+    """
+    unet, sample = _network_and_input(unet, batch_size, image_size, dtype)
+    with lean_execution(unet, lean) if lean else nullcontext():
+        return tensor_peak_within(unet, sample, 0, limit)
 
 
 def memory_profiles(
@@ -88,25 +96,15 @@ def profiles_report(profiles: dict[str | None, MemoryProfile]) -> dict[str, Any]
     return {**profiles[None].to_dict(), "tensor_peak_lean": lean.get(MOST_SAVING), "lean": lean}
 
 
-def memory_report(unet: UNet2DModel) -> dict[str, Any]:
-    """``profiles_report`` with the most saving lean setting alone, of which its peak is all that is measured.
-
-    Of a float32 network in eval mode, at its own size, one image.
-    """
-    report = profiles_report({None: unet_memory(unet)})
+def memory_report(unet: UNet2DModel, *, settings: Sequence[str] = (MOST_SAVING,), **at: Any) -> dict[str, Any]:
+    """``profiles_report(memory_profiles(...))`` of a network in eval mode, quicker: of lean execution only the peaks are
+    measured."""
+    report = profiles_report({None: unet_memory(unet, **at)})
     try:
-        with lean_execution(unet, MOST_SAVING):
-            peak, _ = tensor_peak_within(unet, one_image(unet), 0, float("inf"))
+        lean = {setting: unet_peak(unet, **at, lean=setting)[0] for setting in settings}
     except CannotRunLeanError:
         return report
-    return {**report, "tensor_peak_lean": peak, "lean": {MOST_SAVING: peak}}
-
-
-def one_image(unet: UNet2DModel) -> torch.Tensor:
-    """(1, C, H, W) on the meta device, at the network's own size, float32."""
-    size = unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return torch.empty(1, unet.config.in_channels, height, width, device="meta")
+    return {**report, "tensor_peak_lean": lean.get(MOST_SAVING), "lean": lean}
 
 
 def planned_report(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, dict[str, Any]]:
@@ -122,6 +120,25 @@ def planned_memory(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[st
 def _planned(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, UNet2DModel]:
     config = {**teacher_config, "sample_size": plan.sample_size}
     return {"teacher": build_on_meta(config), "student": student_on_meta(config, plan)}
+
+
+def _network_and_input(
+    unet: UNet2DModel, batch_size: int, image_size: int | None, dtype: torch.dtype
+) -> tuple[UNet2DModel, torch.Tensor]:
+    """The network in this dtype, and a sample (B, C, H, W) on the meta device. Raises UserError as ``unet_memory``."""
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, not {batch_size}")
+    size = unet.config.sample_size if image_size is None else image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    _check_size(unet, height, width)
+    if batch_size * unet.config.in_channels * height * width * dtype.itemsize > LARGEST_INPUT:
+        raise UserError(f"{batch_size} images of {height} pixels a side are more than 2**50 bytes: too large to count")
+    sample = torch.empty(batch_size, unet.config.in_channels, height, width, device="meta", dtype=dtype)
+    if unet.dtype != dtype:
+        with torch.device("meta"):
+            unet = type(unet).from_config(unet.config).eval()
+        nn.Module.to(unet, dtype)  # diffusers' own `to` warns of layers to keep in float32, and has none to name
+    return unet, sample
 
 
 def _check_size(unet: UNet2DModel, height: int, width: int) -> None:

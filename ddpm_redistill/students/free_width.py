@@ -5,11 +5,9 @@ from typing import Any
 
 from diffusers import UNet2DModel
 
-from ..core.peak import tensor_peak_within
-from ..pipelines.lean import lean_execution
 from .derive import student_on_meta
-from .footprint import MOST_SAVING, one_image
-from .plan import StudentPlan, plan_student
+from .footprint import MOST_SAVING, unet_peak
+from .plan import StudentPlan, plan_from_table, teacher_table
 
 FACTOR = 2
 
@@ -50,19 +48,18 @@ def free_width(
         tensor_peak, tensor_peak_lean: bytes, of the planned student (``memory_report``).
     """
     config = {**teacher_config, "sample_size": plan.sample_size}
-    before = student_on_meta(config, plan)
+    table, before = teacher_table(config), student_on_meta(config, plan)
     found, found_plan = before, plan
     for level in reversed(range(1, len(plan.widen))):
         widen = [FACTOR if i >= level else 1 for i in range(len(plan.widen))]
-        wider = plan_student(config, replace(plan.options, widen=widen))
+        wider = plan_from_table(config, table, replace(plan.options, widen=widen))
         unet = student_on_meta(config, wider)
-        if not _fits(unet, tensor_peak):
+        if not unet_peak(unet, limit=tensor_peak)[1]:
             break
         found, found_plan = unet, wider
     lean = None
     if found_plan.widens and tensor_peak_lean is not None:
-        with lean_execution(found, MOST_SAVING):
-            lean = _fits(found, tensor_peak_lean)
+        _, lean = unet_peak(found, lean=MOST_SAVING, limit=tensor_peak_lean)
     return FreeWidth(
         widen=found_plan.widen,
         parameters=found.num_parameters(),
@@ -71,10 +68,6 @@ def free_width(
         weights_before=_weights(before),
         lean=lean,
     )
-
-
-def _fits(unet: UNet2DModel, limit: int) -> bool:
-    return tensor_peak_within(unet, one_image(unet), 0, limit)[1]
 
 
 def _weights(unet: UNet2DModel) -> int:

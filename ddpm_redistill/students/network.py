@@ -1,11 +1,13 @@
 """The network that a config tells of, a teacher's or one of its own students', and its table of resampling layers."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from diffusers import UNet2DModel
 
+from ..core.meta import meta_as_cpu
 from ..core.taps import Tap, reading
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
@@ -52,7 +54,8 @@ def base_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def widened(config: dict[str, Any], widen: tuple[int, ...]) -> dict[str, Any]:
     """A ``UNet2DModel`` config with ``widen[i]`` times the channels in level i."""
-    channels = build_on_meta(config).config.block_out_channels
+    default = inspect.signature(UNet2DModel).parameters["block_out_channels"].default
+    channels = config.get("block_out_channels", default)
     return {**config, "block_out_channels": [c * factor for c, factor in zip(channels, widen, strict=True)]}
 
 
@@ -81,9 +84,9 @@ def resampling_table(config: dict[str, Any]) -> list[Resampling]:
     taps = [tap for path in kinds for tap in (Tap(reads[path], "input"), Tap(path, "output"))]
     example = torch.empty(1, config["in_channels"], size, size, device="meta")
     rows = []
-    with torch.no_grad(), reading(unet, taps) as maps:
+    with torch.no_grad(), meta_as_cpu(), reading(unet, taps) as reader:
         try:
-            unet(example, torch.zeros(1, dtype=torch.long, device="meta"))
+            maps = reader.run(unet, example, torch.zeros(1, dtype=torch.long, device="meta"))[1]
         except BROKEN as error:
             raise UserError(f"this teacher's config makes no network that runs: {_first_line(error)}") from error
         for path, kind in kinds.items():

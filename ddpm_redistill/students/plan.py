@@ -123,9 +123,15 @@ def plan_student(teacher_config: dict[str, Any], options: StudentConfig | None =
     Raises:
         UserError: the teacher cannot be reduced so, with the reason.
     """
+    return plan_from_table(teacher_config, teacher_table(teacher_config), options)
+
+
+def plan_from_table(
+    teacher_config: dict[str, Any], table: list[Resampling], options: StudentConfig | None = None
+) -> StudentPlan:
+    """``plan_student`` with the teacher's table (``teacher_table``), for whoever makes several plans of one teacher."""
     given = {k: v for k, v in asdict(options or StudentConfig()).items() if v is not None}
     chosen = {**RECIPES["default"]["student"], **given}
-    table = teacher_table(teacher_config)
     step, moved = chosen["reduction"], int(chosen["reduction"]).bit_length() - 1
     if step not in REDUCTIONS:
         raise UserError(f"reduction {step} is not supported: choose 2, 4 or 8")

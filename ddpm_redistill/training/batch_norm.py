@@ -15,7 +15,7 @@ class BatchNormOverProcesses(nn.BatchNorm2d):
     """nn.BatchNorm2d whose training statistics are over the batches of all processes, which must be of one size.
 
     (B, C, H, W) -> (B, C, H, W) in its dtype; statistics in float32 or better. All processes call it together.
-    Gradients are those of the sum of all processes' losses: DistributedDataParallel divides by their number.
+    Gradients are those of the sum of all processes' losses: the loop takes their mean over the processes.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

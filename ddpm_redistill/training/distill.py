@@ -12,7 +12,8 @@ from ..sources.images import open_images
 from ..sources.teacher import Teacher, load_teacher
 from ..students.derive import derive_student
 from ..students.plan import plan_student
-from .objective import alignment, check_terms, make_regressors, objective_of_steps
+from .gradient import place
+from .objective import alignment, check_terms, comparing, feature_terms, make_regressors, objective_of_steps
 from .run import open_run
 from .run_folder import settings_text
 
@@ -57,15 +58,16 @@ def distill(
     with run.begun(records):
         # 2. the student, and the loss against its teacher
         student = derive_student(teacher.unet, plan, seed=config.seed)
-        teacher.unet.to(run.accelerator.device)
-        steps, device = config.training.steps, run.accelerator.device
-        objective_at = objective_of_steps(teacher, student, plan, config.loss, aligned, steps, device)
+        place(teacher.unet, config.training, run.accelerator.device)
         regressors = make_regressors(config.loss, aligned, config.seed)
         weights = {name: float(getattr(config.loss, name)) for name in LOSS_TERMS}
         scheduler = DDPMScheduler.from_config(teacher.scheduler.config, prediction_type=plan.prediction_type)
 
         # 3. training, and the folder that opens in diffusers
-        return run.train(student, scheduler, objective_at, weights, images, "student", loss_modules=regressors)
+        with comparing(teacher.unet, student, plan, aligned if feature_terms(config.loss) else ()) as compared:
+            steps, device = config.training.steps, run.accelerator.device
+            objective_at = objective_of_steps(teacher, plan, config.loss, compared, steps, device)
+            return run.train(student, scheduler, objective_at, weights, images, "student", loss_modules=regressors)
 
 
 def describe(teacher: Teacher) -> dict[str, Any]:

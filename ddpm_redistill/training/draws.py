@@ -1,7 +1,9 @@
 """What every sample of a run sees, as a function of the seed and its place, never of the global random state.
 
-Sample order depends on (seed, epoch); noise, timestep and flip on (seed, step, position in the global batch). So a
-resumed run, and a run on any number of processes with the same global batch, see the same numbers.
+Sample order is a function of (seed, epoch); noise, timesteps and flips of (seed, step) and the position in the global
+batch. One generator a step, on the device that trains, draws them for the whole global batch, and every process and
+micro-batch takes its share: so a resumed run, and a run on any number of processes with the same global batch, see the
+same numbers. A CPU and a GPU draw other numbers of the same distribution.
 """
 
 from collections.abc import Generator, Iterator
@@ -12,11 +14,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import seeded_generator
+from ..sources.image_source import ImageSource
 from .shutdown import in_worker
 
+STREAM = "one generator a step"
+"""The name of this way to draw noise, timesteps and flips, in a run's provenance."""
+FIRST_STREAM = "one generator an image"
+"""That of runs whose provenance names none: they were begun before 28 November 2026."""
+HELD_SHARE = 0.25
+"""Of a GPU's free memory, how much the images of a run may take to be kept there."""
 
-class Draws(Dataset[dict[str, torch.Tensor]]):
-    """Item n = step * batch_size + position: ``images`` (C, H, W) in [-1, 1], ``noise`` (C, H, W), ``timesteps`` ()."""
+
+class Draws:
+    """The images of a run, and for each step what is drawn for its global batch."""
 
     def __init__(
         self,
@@ -27,36 +37,54 @@ class Draws(Dataset[dict[str, torch.Tensor]]):
         num_train_timesteps: int,
         horizontal_flip: bool,
     ):
+        """``images``: uint8 (C, H, W) each."""
         self.images = images
         self.seed = seed
         self.batch_size = batch_size
         self.num_train_timesteps = num_train_timesteps
         self.horizontal_flip = horizontal_flip
 
-    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
-        step, position = divmod(n, self.batch_size)
-        epoch, place = divmod(n, len(self.images))  # type: ignore[arg-type]
-        index = epoch_order(len(self.images), self.seed, epoch)[place]  # type: ignore[arg-type]
-        image = self.images[int(index)].float() / 127.5 - 1
-        generator = seeded_generator(self.seed, "draw", step, position)
-        timestep = torch.randint(self.num_train_timesteps, (), generator=generator)
-        flip = bool(torch.rand((), generator=generator) < 0.5)
-        noise = torch.randn(image.shape, generator=generator)
-        if self.horizontal_flip and flip:
-            image = image.flip(-1)
-        return {"images": image, "noise": noise, "timesteps": timestep}
+    def order(self, step: int) -> torch.Tensor:
+        """Which images a step sees, int64 (batch_size,); a batch may straddle epochs."""
+        length = len(self.images)  # type: ignore[arg-type]
+        first, parts = step * self.batch_size, []
+        while first < (step + 1) * self.batch_size:
+            epoch, place = divmod(first, length)
+            parts.append(epoch_order(length, self.seed, epoch)[place : place + (step + 1) * self.batch_size - first])
+            first += len(parts[-1])
+        return torch.cat(parts)
+
+    def noise(self, step: int, shape: tuple[int, ...], device: torch.device) -> dict[str, torch.Tensor]:
+        """Of a step's global batch of images of ``shape`` (C, H, W): ``noise`` (B, C, H, W), ``timesteps`` int64 (B,)
+        and ``flips`` bool (B,)."""
+        generator = torch.Generator(device)
+        generator.manual_seed(seeded_generator(self.seed, STREAM, step).initial_seed())
+        count = (self.batch_size,)
+        timesteps = torch.randint(self.num_train_timesteps, count, generator=generator, device=device)
+        flips = torch.rand(count, generator=generator, device=device) < 0.5
+        noise = torch.randn(count + shape, generator=generator, device=device)
+        return {"noise": noise, "timesteps": timesteps, "flips": flips}
 
 
 @lru_cache(maxsize=4)
 def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order (length,) in which an epoch visits the images. A batch may straddle two epochs."""
+    """The order (length,) in which an epoch visits the images, on any device."""
     return torch.randperm(length, generator=seeded_generator(seed, "order", epoch))
 
 
 def micro_batches(
-    draws: Draws, *, first_step: int, last_step: int, rank: int, processes: int, accumulation: int, num_workers: int
+    draws: Draws,
+    *,
+    first_step: int,
+    last_step: int,
+    rank: int,
+    processes: int,
+    accumulation: int,
+    num_workers: int,
+    device: torch.device,
 ) -> Generator[dict[str, torch.Tensor]]:
-    """This process's share of steps [first_step, last_step), ``accumulation`` batches a step, in order.
+    """This process's share of steps [first_step, last_step), ``accumulation`` batches a step, in order, on ``device``:
+    ``images`` (b, C, H, W) in [-1, 1], ``noise`` (b, C, H, W), ``timesteps`` (b,).
 
     A micro-batch is the same contiguous positions of the global batch whatever the number of processes, and a process
     takes a contiguous share of each: what is computed over a micro-batch, as the statistics of a BatchNorm, does not
@@ -66,23 +94,51 @@ def micro_batches(
         UserError: an image can no longer be read, or a worker process died.
     """
     size = draws.batch_size // (processes * accumulation)
+    shares = [slice(start, start + size) for start in range(rank * size, draws.batch_size, processes * size)]
+    steps = range(first_step, last_step)
+    orders = (draws.order(step)[share] for step in steps for share in shares)
+    pixels = _pixels(draws.images, orders, num_workers, device)
+    for step in steps:
+        drawn: dict[str, torch.Tensor] = {}
+        for share in shares:
+            images = next(pixels)
+            drawn = drawn or draws.noise(step, images.shape[1:], device)
+            if draws.horizontal_flip:
+                images = torch.where(drawn["flips"][share, None, None, None], images.flip(-1), images)
+            noise, timesteps = drawn["noise"][share], drawn["timesteps"][share]
+            yield {"images": images.float() / 127.5 - 1, "noise": noise, "timesteps": timesteps}
 
-    def indices() -> Iterator[list[int]]:
-        for step in range(first_step, last_step):
-            for micro in range(accumulation):
-                start = step * draws.batch_size + (micro * processes + rank) * size
-                yield list(range(start, start + size))
 
+def _pixels(
+    images: Dataset[torch.Tensor], orders: Iterator[torch.Tensor], num_workers: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """The images of each of ``orders``, uint8 (b, C, H, W) on ``device``."""
+    held = images.held if isinstance(images, ImageSource) else None
+    if held is None:
+        yield from _loaded(images, orders, num_workers, device)
+        return
+    if device.type == "cuda" and held.nbytes <= HELD_SHARE * torch.cuda.mem_get_info(device)[0]:
+        held = held.to(device)
+    for order in orders:
+        yield held[order.to(held.device)].to(device)
+
+
+def _loaded(
+    images: Dataset[torch.Tensor], orders: Iterator[torch.Tensor], num_workers: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """``_pixels`` of images that are read when they are needed, ahead of it by ``num_workers`` processes."""
     loader = DataLoader(
-        draws,
-        batch_sampler=indices(),  # type: ignore[arg-type]  # lazily: a long run has very many
+        images,
+        batch_sampler=(order.tolist() for order in orders),  # type: ignore[arg-type]  # lazily: a long run has many
         num_workers=num_workers,
         worker_init_fn=in_worker,
+        pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else making an iterator consumes the global random state
     )
     problem = ""
     try:
-        yield from loader
+        for batch in loader:
+            yield batch.to(device, non_blocking=True)
     except UserError as error:  # from a worker process it comes with that process's traceback
         problem = str(error).strip().splitlines()[-1].split("UserError: ")[-1]
     except RuntimeError as error:  # torch has no class of its own for a worker that is gone

@@ -26,6 +26,7 @@ from .checkpoint import save_checkpoint
 from .disk import on_main
 from .draws import Draws, micro_batches
 from .finite import FiniteWatch
+from .gradient import GradientStep, Objective, place
 from .resume import Trained
 from .run_folder import RunFolder
 from .samples import sample_grid
@@ -34,8 +35,6 @@ from .states import named_parameters
 
 log = logging.getLogger("ddpm_redistill")
 
-Batch = dict[str, torch.Tensor]
-Objective = Callable[..., dict[str, torch.Tensor]]
 ObjectiveAt = Callable[[int], Objective]
 
 
@@ -51,6 +50,8 @@ def make_accelerator(config: TrainingConfig, run: RunFolder) -> Accelerator:
             " accelerate keeps one for a process, so start another (in a notebook, restart the kernel)"
         )
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=str(run.path))
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, in which torch computes convolutions there by default
     parts = accelerator.num_processes * config.gradient_accumulation
     if config.batch_size % parts:
         raise UserError(
@@ -88,9 +89,8 @@ def train(
     """Train ``network`` in place and leave it with its EMA weights.
 
     Args:
-        objective_at: step, from 0 -> its objective: (network as prepared by Accelerate, batch) -> loss parts by name,
-            each a scalar. With ``loss_modules`` it is given those, prepared, as a third argument. A later step may
-            have fewer parts than the first.
+        objective_at: step, from 0 -> its objective: (network, batch) -> loss parts by name, each a scalar. With
+            ``loss_modules`` it is given those as a third argument. A later step may have fewer parts than the first.
         weights: of the parts; a part without a weight is logged only.
         sampler: a pipeline of ``network``, for the sample grids.
         loss_modules: trainable modules of the loss that are no part of the network: optimized, clipped, saved and
@@ -102,13 +102,12 @@ def train(
         Stopped: SIGTERM or Ctrl-C; the step in hand is in a checkpoint.
     """
     # 1. optimizer, averages, state
-    extra = [] if loss_modules is None else [loss_modules]
-    for module in (network, *extra):
-        module.to(accelerator.device).train()
+    modules = [network] if loss_modules is None else [network, loss_modules]
+    for module in modules:
+        place(module.train(), config, accelerator.device)
     if accelerator.num_processes > 1:
         share_batch_norms(network)
-    prepared, *prepared_extra = (accelerator.prepare(module) for module in (network, *extra))
-    flat = FlatParameters(named_parameters(network, loss_modules))  # now: Accelerate may have moved the parameters
+    flat = FlatParameters(named_parameters(network, loss_modules))
     # Not with a scaler: Accelerate cannot tell that a fused optimizer skipped a step, and would average it in.
     fused = accelerator.scaler is None and accelerator.device.type in ("cpu", "cuda")
     optimizer = torch.optim.Adam([flat.vector], lr=config.learning_rate, fused=fused or None)
@@ -118,6 +117,7 @@ def train(
     first_step = trained.restore(run) if resume else 0
     accelerator.init_trackers("tensorboard")
     watch = FiniteWatch(accelerator.device)
+    gradient_step = GradientStep(modules, weights, flat, config, accelerator)
     batches = micro_batches(
         draws,
         first_step=first_step,
@@ -126,6 +126,7 @@ def train(
         processes=accelerator.num_processes,
         accumulation=config.gradient_accumulation,
         num_workers=config.num_workers,
+        device=accelerator.device,
     )
     bar = tqdm(
         total=config.steps * draws.batch_size,
@@ -148,19 +149,11 @@ def train(
             # Dropout is the only draw left to the global random state: make it a function of the step too.
             torch.manual_seed(seeded_generator(draws.seed, "dropout", step, accelerator.process_index).initial_seed())
             objective, logged = objective_at(step), dict[str, torch.Tensor]()
-            for micro in range(config.gradient_accumulation):
-                batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in next(batches).items()}
-                # Gradients are reduced over processes with the last micro-batch only.
-                more = micro < config.gradient_accumulation - 1
-                with contextlib.ExitStack() as unsynced:
-                    for module in (prepared, *prepared_extra) if more else ():
-                        unsynced.enter_context(accelerator.no_sync(module))
-                    with accelerator.autocast():
-                        parts = objective(prepared, batch, *prepared_extra)
-                    loss = sum((weights[name] * parts[name] for name in weights if name in parts), torch.zeros(()))
-                    accelerator.backward(loss / config.gradient_accumulation)
-                for name, value in {"loss": loss, **parts}.items():
-                    logged[name] = logged.get(name, 0) + value.detach() / config.gradient_accumulation
+            for _ in range(config.gradient_accumulation):
+                for name, value in gradient_step(objective, next(batches)).items():
+                    logged[name] = logged[name] + value if name in logged else value.clone()
+            if accelerator.num_processes > 1:  # all gradients are one vector: reduced at once, and once a step
+                flat.gradient.copy_(accelerator.reduce(flat.gradient, "mean"))
             accelerator.unscale_gradients()
             norm = flat.clip_gradient(config.max_grad_norm)
             prepared_optimizer.step()

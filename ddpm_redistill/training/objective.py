@@ -1,12 +1,14 @@
 """The objective of a distillation: what is run on a batch, as far as its weights need it, and the loss parts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from diffusers import UNet2DModel
 from torch import nn
 
 from ..config import FEATURE_TERMS, LossConfig
@@ -21,14 +23,15 @@ from ..core.feature_losses import (
     red_distance,
     similarity,
 )
-from ..core.losses import epsilon_of, forgive_clipped, output_loss, sample_of, task_loss, timestep_weight
-from ..core.taps import Tap, read_taps, reading
+from ..core.losses import epsilon_of, forgive_clipped, noisy_of, output_loss, sample_of, task_loss, timestep_weight
+from ..core.taps import Maps, Reader, Tap, reading
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.pipeline_red_ddpm import seeded_generator
 from ..sources.teacher import Teacher
 from ..students.plan import RedPlacement, StudentPlan, plan_student
-from .loop import Batch, Objective, ObjectiveAt
+from .gradient import Batch, Objective
+from .loop import ObjectiveAt
 
 
 def feature_terms(loss: LossConfig) -> dict[str, FeatureLoss]:
@@ -75,65 +78,67 @@ def make_regressors(loss: LossConfig, aligned: Sequence[RedPlacement], seed: int
         return Regressors([(block.channels, block.teacher_channels) for block in aligned])
 
 
+class Compared(NamedTuple):
+    """What reads the maps of student and teacher, and the tap of each at every place that is compared."""
+
+    student: Reader
+    teacher: Reader
+    taps: list[tuple[Tap, Tap]]
+
+
+@contextmanager
+def comparing(
+    teacher: UNet2DModel, student: RedUNet2DModel, plan: StudentPlan, aligned: Sequence[RedPlacement]
+) -> Iterator[Compared]:
+    """Within the block the maps at ``aligned`` (of ``alignment``) can be read; on leaving no hook is left."""
+    taps = [(_student_tap(block, plan), Tap(block.teacher_layer, block.teacher_side)) for block in aligned]  # type: ignore[arg-type]
+    with reading(student, [own for own, _ in taps]) as own, reading(teacher, [its for _, its in taps]) as its:
+        yield Compared(own, its, taps)
+
+
 def objective_of_steps(
-    teacher: Teacher,
-    student: RedUNet2DModel,
-    plan: StudentPlan,
-    loss: LossConfig,
-    aligned: Sequence[RedPlacement],
-    steps: int,
-    device: torch.device,
+    teacher: Teacher, plan: StudentPlan, loss: LossConfig, compared: Compared, steps: int, device: torch.device
 ) -> ObjectiveAt:
     """The objective of each of ``steps``: all terms, and past ``loss.feature_share`` of them none on feature maps."""
     without = replace(loss, **dict.fromkeys(FEATURE_TERMS, 0.0))  # type: ignore[arg-type]
-    first, then = (distillation_objective(teacher, student, plan, terms, aligned, device) for terms in (loss, without))
+    first, then = (distillation_objective(teacher, plan, terms, compared, device) for terms in (loss, without))
     share = max(1, round(float(loss.feature_share or 0) * steps))
     return lambda step: first if step < share else then
 
 
 def distillation_objective(
-    teacher: Teacher,
-    student: RedUNet2DModel,
-    plan: StudentPlan,
-    loss: LossConfig,
-    aligned: Sequence[RedPlacement],
-    device: torch.device,
+    teacher: Teacher, plan: StudentPlan, loss: LossConfig, compared: Compared, device: torch.device
 ) -> Objective:
     """The loss parts of a batch, by name, unweighted: task, and all others that have a weight.
 
-    ``aligned``: of ``alignment``. The objective takes the network and the batch, and with ``loss.fitnet`` the
-    regressors.
+    The objective takes the student and the batch, and with ``loss.fitnet`` the regressors.
     """
     teacher_type = teacher.scheduler.config.prediction_type
     alphas_cumprod = teacher.scheduler.alphas_cumprod.to(device)
     clips = loss.clip_sample and teacher.scheduler.config.clip_sample
     limit = float(teacher.scheduler.config.clip_sample_range) if clips else math.inf
     terms = feature_terms(loss)
-    aligned = aligned if terms else ()
-    student_taps = [_student_tap(block, plan) for block in aligned]
-    teacher_taps = [Tap(block.teacher_layer, block.teacher_side) for block in aligned]  # type: ignore[arg-type]
 
-    def run_teacher(noisy: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    def run_teacher(noisy: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor | None, Maps]:
         """Its prediction where ``loss.output`` needs it, and its maps at the taps."""
+        if not terms and not loss.output:
+            return None, {}
         # Not inference_mode: the losses keep these maps for their backward, where inference tensors are refused.
         with torch.no_grad():
-            if loss.output:
-                with reading(teacher.unet, teacher_taps) as maps:
-                    prediction = teacher.unet(noisy, timesteps).sample.float()
-                    return prediction, [maps[tap] for tap in teacher_taps]
-            maps = read_taps(teacher.unet, teacher_taps, noisy, timesteps) if terms else {}
-            return None, [maps[tap] for tap in teacher_taps]
+            output, maps = compared.teacher.run(teacher.unet, noisy, timesteps, to_last_tap=not loss.output)
+        return None if output is None else output.sample.float(), maps
 
     def objective(network: nn.Module, batch: Batch, regressors: nn.Module | None = None) -> dict[str, torch.Tensor]:
         images, timesteps, noise = batch["images"], batch["timesteps"], batch["noise"]
-        noisy = teacher.scheduler.add_noise(images, noise, timesteps)
         abar = alphas_cumprod[timesteps]
+        noisy = noisy_of(images, noise, abar)
         # The teacher first: its working memory is free again before the student's activations are kept.
         teacher_prediction, teacher_maps = run_teacher(noisy, timesteps)
-        with reading(student, student_taps) as maps:
-            prediction = network(noisy, timesteps).sample.float()
-            student_maps = [maps[tap] for tap in student_taps]
-        epsilon = epsilon_of(prediction, noisy, abar, plan.prediction_type)
+        if terms:
+            output, student_maps = compared.student.run(network, noisy, timesteps)
+        else:
+            output, student_maps = network(noisy, timesteps), {}
+        epsilon = epsilon_of(output.sample.float(), noisy, abar, plan.prediction_type)
         weight = timestep_weight(abar, str(loss.weighting), float(loss.gamma or 0))
         forgiven = forgive_clipped(epsilon, noise, images, noisy, abar, limit) if clips else epsilon
         parts = {"task": task_loss(forgiven, noise, weight)}
@@ -145,10 +150,13 @@ def distillation_objective(
                 target = epsilon_of(target_sample, noisy, abar, "sample")
                 forgiven = forgive_clipped(epsilon, target, target_sample, noisy, abar, limit)
             parts["output"] = output_loss(forgiven, target, weight)
-        pairs: list[Pair] = list(zip(student_maps, teacher_maps, strict=True))
+        if not terms:
+            return parts
+        pairs: list[Pair] = [(student_maps[own], teacher_maps[its]) for own, its in compared.taps]
         of_term = {"feature": [pair for pair in pairs if pair[0].shape[1] == pair[1].shape[1]]}
         if regressors is not None and "fitnet" in terms:
-            of_term["fitnet"] = list(zip(regressors(student_maps), teacher_maps, strict=True))
+            regressed = regressors([own for own, _ in pairs])
+            of_term["fitnet"] = list(zip(regressed, (its for _, its in pairs), strict=True))
         for name, term in terms.items():
             parts[name] = mean_over_pairs(term, of_term.get(name, pairs))
         return parts

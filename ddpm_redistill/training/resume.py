@@ -29,10 +29,14 @@ class Trained:
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
 
+    @property
+    def _device(self) -> str:
+        return self.accelerator.device.type
+
     def captured(self, step: int) -> Checkpoint:
         """After ``step`` steps; its tensors are the run's own."""
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
-        state = {"step": step, "ema_updates": self.ema.updates, "scaler": scaler}
+        state = {"step": step, "ema_updates": self.ema.updates, "scaler": scaler, "device": self._device}
         adam = adam_state(self.optimizer, self.flat)
         return Checkpoint(joined_state(self.network, self.loss_modules), self.ema.shadow, adam, state)
 
@@ -63,5 +67,11 @@ class Trained:
             if checkpoint.state["scaler"] and self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
             log.info("resuming from %s", path)
+            before = checkpoint.state.get("device", self._device)
+            if before != self._device:
+                log.warning(
+                    "the run drew its noise on %s until step %d and draws on %s now: other numbers, so that it ends"
+                    " elsewhere than on one of them alone", before, step, self._device,
+                )  # fmt: skip
         on_main(self.accelerator, lambda: run.drop_metrics_after(step))
         return step

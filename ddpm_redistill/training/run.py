@@ -15,7 +15,7 @@ from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..provenance import environment
 from ..sources.image_source import ImageSource
 from .disk import on_main
-from .draws import Draws
+from .draws import STREAM, Draws
 from .loop import ObjectiveAt, make_accelerator, train
 from .run_folder import RunFolder, write_pipeline
 
@@ -40,7 +40,7 @@ class Run:
         Raises:
             UserError: a run that is resumed had other ``contents`` or another ``plan``.
         """
-        plans = {"plan.json": plan} if plan else {}
+        plans, contents = {"plan.json": plan} if plan else {}, {**contents, "draws": STREAM}
         if self.resume:
             self.folder.check_records({**plans, "provenance.json": contents})
         return {**plans, "provenance.json": {**places, **contents, **environment()}}

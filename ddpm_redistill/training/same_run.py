@@ -7,6 +7,8 @@ from ..errors import UserError
 
 HOUSEKEEPING = ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "num_workers")
 """Of training: without effect on any weight."""
+ROUNDING = ("compile",)
+"""Of training: the same run to float rounding."""
 PLACES = ("data", "teacher")
 """Where they are; what they hold is compared by its sha256, whatever these say."""
 
@@ -41,7 +43,7 @@ def changed_settings(
 def why_unsafe(key: str, now: dict[str, Any], newest_step: int) -> str | None:
     """Why a run that goes on with another value would not be the run of either value; None if it would."""
     section, _, name = key.rpartition(".")
-    if key in PLACES or (section == "training" and name in HOUSEKEEPING):
+    if key in PLACES or (section == "training" and name in (*HOUSEKEEPING, *ROUNDING)):
         return None
     if key == "training.steps":
         if now["training.schedule"] != "constant":

@@ -10,12 +10,12 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
 from ..config import PredictionType, TeachConfig
-from ..core.losses import epsilon_of, task_loss
+from ..core.losses import epsilon_of, noisy_of, task_loss
 from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import seeded_generator
 from ..sources.images import open_images
 from ..sources.teacher import load_teacher
-from .loop import Batch
+from .gradient import Batch
 from .run import open_run
 from .run_folder import settings_text
 
@@ -47,9 +47,10 @@ def teach(
 
         def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
             timesteps, noise = batch["timesteps"], batch["noise"]
-            noisy = scheduler.add_noise(batch["images"], noise, timesteps)
+            abar = alphas_cumprod[timesteps]
+            noisy = noisy_of(batch["images"], noise, abar)
             prediction = network(noisy, timesteps).sample.float()
-            epsilon = epsilon_of(prediction, noisy, alphas_cumprod[timesteps], scheduler.config.prediction_type)
+            epsilon = epsilon_of(prediction, noisy, abar, scheduler.config.prediction_type)
             return {"task": task_loss(epsilon, noise)}
 
         return run.train(unet, scheduler, lambda _: objective, {"task": 1.0}, images, "teacher")

@@ -1,0 +1,75 @@
+"""Samples a batch of images, step by step, without waiting for the device."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .image_noise import ImageNoise
+from .replay import Replay
+from .step_table import StepTable
+
+
+class BatchSampler:
+    """Made by ``RedDDPMPipeline.batch_sampler`` for one sampler, number of steps and batch size.
+
+    Args:
+        step: ``denoising_step`` of the network, to be run as ``Replay`` does.
+        table: of the sampler, whose ``limits`` are the step's.
+        shape: (C, H, W) of an image.
+        device: of the network, and of the noise.
+        batch_size: images of a batch at most.
+        execution: a context in which the network runs, lean or as it is.
+    """
+
+    def __init__(
+        self,
+        step: Replay,
+        table: StepTable,
+        *,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        batch_size: int,
+        execution: Callable[[], AbstractContextManager[Any]],
+    ):
+        self.step = step
+        self.shape = shape
+        self.device = device
+        self.batch_size = batch_size
+        self.execution = execution
+        self.timesteps = table.timesteps.to(device)
+        self.factors = table.factors.float().to(device)
+        self.draws, self.looks_back = table.uses("of_noise"), table.uses("of_before")
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Compile and capture the step now, rather than with the first batch."""
+        if not self.step.is_plain:
+            noise = torch.zeros(self.batch_size, *self.shape, device=self.device)
+            with self.execution():
+                self.step.prepare(*self._inputs(0, noise, noise, noise))
+
+    @torch.no_grad()
+    def __call__(self, indices: range, seed: int, after_step: Callable[[], Any] | None = None) -> Tensor:
+        """Images ``indices``, consecutive and no more than ``batch_size``: float32 (len(indices), C, H, W) in [0, 1],
+        on the device, where they may still be in the making."""
+        count = len(indices)
+        if not self.step.is_plain:  # another shape would be compiled and captured anew: make more, and drop them
+            indices = range(indices.start, indices.start + self.batch_size)
+        noise = ImageNoise(seed, indices, self.shape, self.device)
+        sample = noise.draw()
+        before = torch.zeros_like(sample)
+        with self.execution():
+            for index in range(len(self.timesteps)):
+                fresh = noise.draw() if self.draws else None
+                sample, before = self.step(*self._inputs(index, sample, fresh, before))
+                if after_step is not None:
+                    after_step()
+        return (sample[:count] / 2 + 0.5).clamp(0, 1)
+
+    def _inputs(self, index: int, sample: Tensor, noise: Tensor | None, before: Tensor) -> tuple[Tensor | None, ...]:
+        """Of the step, as ``denoise.Step``."""
+        used = (noise if self.draws else None, before if self.looks_back else None)
+        return sample, self.timesteps[index], self.factors[index], *used
