@@ -1,4 +1,4 @@
-"""Two published DDPMs as configs: all that time and memory depend on; and a tiny one, to try a script in seconds.
+"""Two published DDPMs as configs: all that time and memory depend on; and two tiny ones, to try a script in seconds.
 
 A script beside this file imports it by name.
 """
@@ -28,4 +28,11 @@ CELEBAHQ: dict[str, Any] = {
     "up_block_types": ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4],
 }
 TINY: dict[str, Any] = {**CIFAR10, "layers_per_block": 1, "block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4}
-ARCHITECTURES = {"cifar10": CIFAR10, "celebahq": CELEBAHQ, "tiny": TINY}
+TWO_LEVELS: dict[str, Any] = {
+    **TINY,
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownBlock2D"] * 2,
+    "up_block_types": ["UpBlock2D"] * 2,
+    "add_attention": False,
+}
+ARCHITECTURES = {"cifar10": CIFAR10, "celebahq": CELEBAHQ, "tiny": TINY, "two_levels": TWO_LEVELS}

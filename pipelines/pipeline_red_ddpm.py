@@ -16,7 +16,6 @@ from .denoise import denoising_step
 from .lean import LEAN_SETTINGS, lean_execution
 from .replay import Replay
 from .scheduling_ddim import SpacedDDIMScheduler
-from .seeds import seeded_generator as seeded_generator  # training/ takes it from here
 from .step_table import Limits, StepTable, read_step_table
 
 # Each sampler with its spacings of timesteps, the default first. "trailing" starts at the last timestep, where the
@@ -55,9 +54,9 @@ class RedDDPMPipeline(DDPMPipeline):
             "smallest", True for "balanced". ``RedDDPMPipeline.from_pretrained(folder, lean=True)`` takes it too.
         compile: how a step runs, with the same images to rounding. True: compiled by torch (inductor), and on a GPU
             captured in a CUDA graph. False: as it is. "auto": as it is on a CPU; captured on a GPU, and there compiled
-            too where a call or run is of ``COMPILE_FROM`` network evaluations or more and not lean. A captured network
-            may get other weights in place (``load_state_dict``); its hooks are not called. With offloading hooks of
-            accelerate nothing is captured.
+            too where a call or run is of ``COMPILE_FROM`` network evaluations or more and not lean. A network with
+            forward hooks, or offloaded by accelerate, stays as it is, since a graph calls no hooks. A captured network
+            may get other weights in place (``load_state_dict``).
 
     Raises:
         ValueError: an unknown lean setting or value of ``compile``, or lean and ``compile=True``: a compiler has an
@@ -183,9 +182,10 @@ class RedDDPMPipeline(DDPMPipeline):
 
     @property
     def _captures(self) -> bool:
-        return (
-            self._execution_device.type == "cuda" and self.compile is not False and not hasattr(self.unet, "_hf_hook")
-        )
+        if self._execution_device.type != "cuda" or self.compile is False or hasattr(self.unet, "_hf_hook"):
+            return False
+        hooks = (module._forward_hooks or module._forward_pre_hooks for module in self.unet.modules())
+        return self.compile is True or not any(hooks)
 
     def _replay(self, limits: Limits, compiled: bool) -> Replay:
         """What was compiled or captured is kept while the network's weights stay where they are."""

@@ -108,7 +108,7 @@ def export_rows() -> list[Row]:
         Row("text named .onnx", "sample {place}/text.onnx --output {out}", "onnxruntime cannot read"),
         Row("an .onnx that is not there", "sample {place}/no.onnx --output {out}", "there is no file {place}/no.onnx"),
         Row("onnxruntime is gone", "sample {place}/text.onnx --output {out}", "needs onnxruntime", "onnxruntime"),
-        Row("lean ONNX", "sample {place}/text.onnx --lean fast --output {out}", "leave out lean and dtype"),
+        Row("lean ONNX", "sample {place}/text.onnx --lean fast --output {out}", "leave out lean, dtype"),
         Row("text named .pte", "memory {place}/text.pte", "is no whole ExecuTorch program that `export` wrote"),
         Row("flatbuffers is gone", "memory {place}/text.pte", "needs flatbuffers: pip install", "flatbuffers"),
         Row("a program cut short", "memory {place}/cut.pte", "it has 1,040 bytes of 1,000,064"),

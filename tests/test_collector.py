@@ -1,6 +1,8 @@
 """No garbage collection while a short verb runs, and none missing after it."""
 
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -38,3 +40,19 @@ def test_who_had_it_off_keeps_it_off() -> None:
     with collector_off():
         pass
     assert not gc.isenabled()
+
+
+GARBAGE = """
+class Garbage:
+    def __init__(self):
+        self.cycle = self
+    def __del__(self):
+        print("collected")
+"""
+
+
+@pytest.mark.parametrize(("verb", "printed"), [("pass", "collected"), ("with collector_off(): pass", "")])
+def test_nothing_is_collected_when_the_process_ends(verb: str, printed: str) -> None:
+    program = f"from ddpm_redistill.cli.collector import collector_off{GARBAGE}{verb}\nGarbage()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, printed), done.stderr

@@ -130,7 +130,7 @@ def test_teacher_and_student_start_from_the_same_noise(arguments, tmp_path, monk
         return pipeline
 
     monkeypatch.setattr(subjects, "open_for_sampling", opened)
-    evaluate(**{**arguments, "data": None}, compile=False, output_dir=tmp_path)  # no hook is called in a CUDA graph
+    evaluate(**{**arguments, "data": None}, output_dir=tmp_path)
     teacher, student = first[arguments["teacher"]][:4], first[arguments["model"]][:4]  # then memory is measured
     # two batches (5 and 3 images) of two steps each: the first of each begins from noise
     assert [len(x) for x, _ in teacher] == [len(x) for x, _ in student] == [5, 5, 3, 3]

@@ -6,6 +6,7 @@ The graphs are those of ``capture_helpers.py``, which stand for CUDA's.
 import copy
 import logging
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,10 +231,20 @@ def test_when_a_step_is_captured_and_compiled(
     assert {evaluations: pipeline.compiles(evaluations) for evaluations in compiled} == compiled
 
 
-def test_an_offloaded_network_is_not_captured(tiny_teacher: UNet2DModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("compile", "captured"), [("auto", False), (True, True)])
+def test_a_network_with_hooks_is_captured_only_when_told(
+    tiny_teacher: UNet2DModel, monkeypatch: pytest.MonkeyPatch, compile: bool | str, captured: bool
+) -> None:
     unet = copy.deepcopy(tiny_teacher)
-    unet._hf_hook = object()
-    assert not on("cuda", monkeypatch, unet)._captures
+    pipeline = on("cuda", monkeypatch, unet, compile=compile)
+    assert pipeline._captures
+    handle = unet.up_blocks[1].register_forward_hook(lambda *_: None)
+    assert pipeline._captures == captured
+    assert pipeline.compiles(COMPILE_FROM) == captured
+    handle.remove()
+    assert pipeline._captures
+    unet._hf_hook = object()  # accelerate moves its weights
+    assert not pipeline._captures
 
 
 @pytest.mark.parametrize(
@@ -246,6 +257,12 @@ def test_an_offloaded_network_is_not_captured(tiny_teacher: UNet2DModel, monkeyp
 def test_options_that_are_refused(tiny_teacher: UNet2DModel, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RedDDPMPipeline(tiny_teacher, DDPMScheduler(), **options)
+
+
+def test_a_folder_is_opened_with_it(teacher_folder: Path) -> None:
+    for compile in ("auto", True, False):
+        assert RedDDPMPipeline.from_pretrained(teacher_folder, compile=compile).compile == compile
+    assert RedDDPMPipeline.from_pretrained(teacher_folder).compile == "auto"
 
 
 def test_nothing_waits_for_the_device(tiny_teacher: UNet2DModel, captures: Graphs) -> None:

@@ -32,7 +32,7 @@ from ddpm_redistill.sources.teacher import load_teacher, sha256_of
 from ddpm_redistill.students.footprint import unet_memory
 from ddpm_redistill.students.plan import plan_student
 from ddpm_redistill.training.distill import distill
-from ddpm_redistill.training.objective import alignment, distillation_objective
+from ddpm_redistill.training.objective import comparing, distillation_objective
 
 
 def run(inputs: dict[str, str], folder: Path, **settings: Any) -> Path:
@@ -198,7 +198,8 @@ def objective_of(chain: dict[str, str], prediction_type: Any, loss: dict[str, fl
     plan = plan_student(config, StudentConfig(prediction_type=prediction_type, red_placement="none"))
     settings = resolve(distill_config(chain, Path("x"), loss={"red": 0.0, **loss})).loss
     cpu = torch.device("cpu")
-    return teacher, distillation_objective(teacher, teacher.unet, plan, settings, alignment(config, plan), cpu)
+    with comparing(teacher.unet, teacher.unet, plan, ()) as compared:
+        return teacher, distillation_objective(teacher, plan, settings, compared, cpu)
 
 
 @pytest.mark.parametrize("clips", [False, True])

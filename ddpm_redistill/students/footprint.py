@@ -62,8 +62,8 @@ def unet_peak(
     lean: str | None = None,
     limit: float = float("inf"),
 ) -> tuple[int, bool]:
-    """The tensor_peak of ``unet_memory`` and True, quicker; or, of a pass that was stopped when more than ``limit`` bytes
-    were alive, a lower bound and False.
+    """The tensor_peak of ``unet_memory``, quicker, and True; or, of a pass that was stopped since more than ``limit``
+    bytes were alive, a lower bound and False.
 
     Arguments and errors are ``unet_memory``'s; the network is in eval mode.
     """
@@ -97,8 +97,8 @@ def profiles_report(profiles: dict[str | None, MemoryProfile]) -> dict[str, Any]
 
 
 def memory_report(unet: UNet2DModel, *, settings: Sequence[str] = (MOST_SAVING,), **at: Any) -> dict[str, Any]:
-    """``profiles_report(memory_profiles(...))`` of a network in eval mode, quicker: of lean execution only the peaks are
-    measured."""
+    """``profiles_report(memory_profiles(...))`` of a network in eval mode, quicker: of lean execution only the peaks
+    are measured."""
     report = profiles_report({None: unet_memory(unet, **at)})
     try:
         lean = {setting: unet_peak(unet, **at, lean=setting)[0] for setting in settings}

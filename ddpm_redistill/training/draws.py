@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
-from ..pipelines.pipeline_red_ddpm import seeded_generator
+from ..pipelines.seeds import seeded_generator
 from ..sources.image_source import ImageSource
 from .shutdown import in_worker
 
@@ -57,8 +57,7 @@ class Draws:
     def noise(self, step: int, shape: tuple[int, ...], device: torch.device) -> dict[str, torch.Tensor]:
         """Of a step's global batch of images of ``shape`` (C, H, W): ``noise`` (B, C, H, W), ``timesteps`` int64 (B,)
         and ``flips`` bool (B,)."""
-        generator = torch.Generator(device)
-        generator.manual_seed(seeded_generator(self.seed, STREAM, step).initial_seed())
+        generator = seeded_generator(self.seed, STREAM, step, device=device)
         count = (self.batch_size,)
         timesteps = torch.randint(self.num_train_timesteps, count, generator=generator, device=device)
         flips = torch.rand(count, generator=generator, device=device) < 0.5

@@ -20,7 +20,8 @@ from ..config import TrainingConfig
 from ..core.ema import EMA
 from ..core.flat import FlatParameters
 from ..errors import UserError
-from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline, seeded_generator
+from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..pipelines.seeds import seeded_generator
 from .batch_norm import share_batch_norms
 from .checkpoint import save_checkpoint
 from .disk import on_main

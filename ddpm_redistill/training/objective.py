@@ -27,7 +27,7 @@ from ..core.losses import epsilon_of, forgive_clipped, noisy_of, output_loss, sa
 from ..core.taps import Maps, Reader, Tap, reading
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
-from ..pipelines.pipeline_red_ddpm import seeded_generator
+from ..pipelines.seeds import seeded_generator
 from ..sources.teacher import Teacher
 from ..students.plan import RedPlacement, StudentPlan, plan_student
 from .gradient import Batch, Objective

@@ -12,7 +12,7 @@ from torch import nn
 from ..config import PredictionType, TeachConfig
 from ..core.losses import epsilon_of, noisy_of, task_loss
 from ..errors import UserError
-from ..pipelines.pipeline_red_ddpm import seeded_generator
+from ..pipelines.seeds import seeded_generator
 from ..sources.images import open_images
 from ..sources.teacher import load_teacher
 from .gradient import Batch
