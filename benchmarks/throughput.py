@@ -14,8 +14,8 @@ included. ``+processes`` is ``default`` again on the same threads, as one proces
 its ratio is to the plain loop of row ``default``, in float32.
 
 Where the time of our step goes is taken in the same run, by wrapping the callables; ``rest`` is the arithmetic of the
-losses, the check for NaN, logging. With ``--compile`` a step is one compiled whole, and all of it is ``rest``. In ``--json``, ``ratio`` is the best of the rows of ``default``, named in
-``ratio_of``, else the first row's.
+losses, the check for NaN, logging. With ``--compile`` a step is one compiled whole, and all of it is ``rest``. In
+``--json``, ``ratio`` is the best of the rows of ``default``, named in ``ratio_of``, else the first row's.
 """
 
 import argparse

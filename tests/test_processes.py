@@ -14,9 +14,14 @@ from torch import nn
 from training_helpers import TRAIN, UNET_WEIGHTS, arguments, metrics, one_thread_environment, tool
 
 from ddpm_redistill.cli import main
+from ddpm_redistill.config import TrainingConfig
+from ddpm_redistill.errors import UserError
 from ddpm_redistill.pipelines.red_block import REDBlock
+from ddpm_redistill.processes import on_cpu
 from ddpm_redistill.training.batch_norm import share_batch_norms
 from ddpm_redistill.training.checkpoint import list_checkpoints
+from ddpm_redistill.training.loop import make_accelerator
+from ddpm_redistill.training.run_folder import RunFolder
 
 # --- BatchNorm over processes
 
@@ -122,6 +127,24 @@ def test_a_run_of_two_processes_goes_on_with_one(one_process, two_processes, inp
     shutil.copytree(two_processes, killed, ignore=shutil.ignore_patterns("student", "step-000008", "step-000009"))
     run_on_cpus([sys.executable], inputs, killed, "--resume")
     assert_like(one_process, killed)
+
+
+# --- GPUs
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert not on_cpu()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were started on a machine of 1 GPU: start one a GPU, or set ACC"):
+        on_cpu()
+    with pytest.raises(UserError, match="2 processes were started"):
+        make_accelerator(TrainingConfig(), RunFolder("runs/none"))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert on_cpu()
 
 
 # --- a mistake is told once

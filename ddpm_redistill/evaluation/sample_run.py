@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list
 
 from ..errors import UserError
 from ..pipelines.image_noise import NOISE
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..processes import on_cpu
 from ..sources.onnx_model import is_onnx, load_onnx_pipeline
 from ..sources.teacher import find_model, sha256_of
 from .batch_size import choose_batch_size
@@ -53,17 +54,14 @@ def sample_to_disk(
     Args:
         model: a folder, hub id or built-in one, or an ONNX file that ``export`` wrote.
         batch_size: images sampled at once; None: as ``choose_batch_size``, or as the run that is resumed.
-        compile: as ``RedDDPMPipeline``.
+        compile: as ``RedDDPMPipeline``; "auto" is on a resumed run what it was.
         resume: go on with a run of the same settings, to the same bytes; ``num_images`` may have grown.
 
     Raises:
         UserError: a mistake in any argument, or in what is at ``output`` already, before anything is written.
     """
     # without being told, processes on CPUs would not see each other: each would do all the work
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
-    if not on_cpu:
-        check_processes()
-    state = PartialState(cpu=on_cpu, timeout=WAIT)
+    state = PartialState(cpu=on_cpu(), timeout=WAIT)
     store = open_store(output)
     before = (store.settings() if resume else None) or {}
     if before and before.get("noise") != NOISE:
@@ -71,6 +69,8 @@ def sample_to_disk(
             f"cannot resume {output}: an earlier version began it, whose noise was drawn in another way"
             f" ({before.get('noise', 'image by image')}, and now {NOISE}); give another --output"
         )
+    if compile == "auto" and "compile" in before:
+        compile = bool(before["compile"])
     if is_onnx(model):
         if lean is not None or dtype != "float32" or compile is True:
             raise UserError(f"{model} runs as it was exported: leave out lean, dtype and compile")
@@ -146,16 +146,6 @@ def sample_to_disk(
         log.info("%d images in %s, the first of them in %s", num_images, output, grid)
     state.wait_for_everyone()
     return grid
-
-
-def check_processes() -> None:
-    """Raises UserError when torchrun has started more processes on this machine than it has GPUs."""
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if processes > gpus:
-        raise UserError(
-            f"{processes} processes were started on a machine of {gpus} GPU{'s' * (gpus != 1)}: start one a GPU, or set"
-            " ACCELERATE_USE_CPU=true to sample on the CPU"
-        )
 
 
 def noise_schedule(pipeline: RedDDPMPipeline) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ..core.flat import FlatParameters
 from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..pipelines.seeds import seeded_generator
+from ..processes import on_cpu
 from .batch_norm import share_batch_norms
 from .checkpoint import save_checkpoint
 from .disk import on_main
@@ -43,13 +44,15 @@ def make_accelerator(config: TrainingConfig, run: RunFolder) -> Accelerator:
     """Accelerate for this process.
 
     Raises:
-        UserError: the global batch does not divide into equal shares, or this process has trained in another precision.
+        UserError: the global batch does not divide into equal shares, this process has trained in another precision, or
+            there are more processes than GPUs.
     """
     if is_initialized() and (before := AcceleratorState().mixed_precision) != config.mixed_precision:
         raise UserError(
             f"training.mixed_precision is {config.mixed_precision}, and this process has trained with {before}:"
             " accelerate keeps one for a process, so start another (in a notebook, restart the kernel)"
         )
+    on_cpu()  # raises where there are too many processes
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=str(run.path))
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, in which torch computes convolutions there by default

@@ -70,7 +70,7 @@ class Run:
             num_train_timesteps=scheduler.config.num_train_timesteps,
             horizontal_flip=config.horizontal_flip,
         )
-        sampler = RedDDPMPipeline(network, scheduler).set_scheduler("ddim")
+        sampler = RedDDPMPipeline(network, scheduler, compile=False).set_scheduler("ddim")
         sampler.set_progress_bar_config(disable=True)
         where = {"run": self.folder, "accelerator": self.accelerator, "resume": self.resume}
         train(network, objective_at, weights, draws, sampler, config.training, loss_modules=loss_modules, **where)
