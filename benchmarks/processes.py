@@ -4,7 +4,7 @@
     python benchmarks/processes.py --processes 2 --json
     python benchmarks/processes.py -- --recipe=redistill        # settings of distill after the two dashes
 
-Without and with accumulation, with RED BatchNorm; the accumulated runs load their images in worker processes. One more
+Without and with accumulation, with RED BatchNorm. One more
 run is started on 2 processes, killed after a checkpoint and finished on 1.
 """
 
@@ -63,7 +63,6 @@ def run_settings(arguments: argparse.Namespace, accumulation: int) -> list[str]:
         "steps": arguments.steps,
         "batch_size": arguments.batch_size,
         "gradient_accumulation": accumulation,
-        "num_workers": 2 if accumulation > 1 else 0,
         "log_every": 1,
         "sample_every": 0,
         "checkpoint_every": max(1, arguments.steps // 3),

@@ -262,7 +262,7 @@ def inputs_of(architecture: str, folder: Path) -> tuple[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architecture", choices=("cifar10", "digits", "tiny"), default="cifar10")
+    parser.add_argument("--architecture", choices=("cifar10", "digits", "tiny", "two_levels"), default="cifar10")
     parser.add_argument("--reduction", type=int, choices=(2, 4), default=2, help="the student's")
     parser.add_argument(
         "--batch_size", type=int, help="default: 16, and of digits 32, as configs/digits_x2.yaml has it"

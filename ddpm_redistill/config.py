@@ -99,7 +99,7 @@ class TrainingConfig:
         compile: the training step by torch.compile: auto (on CUDA cudagraphs for a short run and default for a long
             one, off elsewhere), off, cudagraphs (its kernels captured as CUDA graphs: seconds to prepare), default
             (kernels fused: a minute or more), or reduce-overhead (both).
-        num_workers: data loading processes for each process.
+        num_workers: for each process, processes that load images, where they are not held in memory.
         log_every: steps between rows of metrics.jsonl and TensorBoard.
         sample_every: steps between sample grids from fixed noise; 0 for none.
         checkpoint_every: steps between checkpoints.
