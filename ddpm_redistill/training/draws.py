@@ -103,9 +103,16 @@ def micro_batches(
             images = next(pixels)
             drawn = drawn or draws.noise(step, images.shape[1:], device)
             if draws.horizontal_flip:
-                images = torch.where(drawn["flips"][share, None, None, None], images.flip(-1), images)
+                images = _flipped(images, drawn["flips"][share])
             noise, timesteps = drawn["noise"][share], drawn["timesteps"][share]
-            yield {"images": images.float() / 127.5 - 1, "noise": noise, "timesteps": timesteps}
+            yield {"images": images.float().div_(127.5).sub_(1), "noise": noise, "timesteps": timesteps}
+
+
+def _flipped(images: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
+    """(b, C, H, W), those flipped left to right whose flag in bool (b,) is set; by whole rows, which on a CPU is three
+    times as fast as choosing between pixels."""
+    rows = torch.arange(len(images), device=images.device) + flips * len(images)
+    return torch.cat([images, images.flip(-1)]).index_select(0, rows)
 
 
 def _pixels(
@@ -119,7 +126,7 @@ def _pixels(
     if device.type == "cuda" and held.nbytes <= HELD_SHARE * torch.cuda.mem_get_info(device)[0]:
         held = held.to(device)
     for order in orders:
-        yield held[order.to(held.device)].to(device)
+        yield held.index_select(0, order.to(held.device)).to(device)
 
 
 def _loaded(
