@@ -50,7 +50,7 @@ def why_no_ddpm(config: dict[str, Any], network: type) -> str | None:
     arguments = inspect.signature(network).parameters
     told = {key: config.get(key, arguments[key].default) for key in arguments}
     if told["num_class_embeds"] or told["class_embed_type"]:
-        return "it is class-conditional, and nothing here carries labels"
+        return "it is class-conditional, and nothing here is trained on labels yet"
     if told["in_channels"] != told["out_channels"]:
         channels = f"{told['in_channels']} channels in, {told['out_channels']} out"
         return f"it has {channels}, which must agree (no learned variance)"

@@ -140,7 +140,7 @@ def _unsupported(config: dict[str, Any]) -> str | None:
             if kind not in known:
                 return f"{key} has {kind}, supported are {', '.join(known)}"
     if config.get("num_class_embeds") or config.get("class_embed_type"):
-        return "it is class-conditional, and data sources here carry no labels"
+        return "it is class-conditional, and nothing here is trained on labels yet"
     if config.get("time_embedding_type", "positional") == "fourier":
         return "its output is divided by a Fourier time embedding: a score-SDE network, not a DDPM"
     if config.get("in_channels") != config.get("out_channels"):

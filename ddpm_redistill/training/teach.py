@@ -71,7 +71,7 @@ def build_teacher(config: TeachConfig) -> tuple[UNet2DModel, DDPMScheduler]:
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"diffusers refuses the unet or scheduler of this config: {error}") from error
     if unet.class_embedding is not None:
-        raise UserError("the unet of this config is class-conditional, and data sources here carry no labels")
+        raise UserError("the unet of this config is class-conditional, and nothing here is trained on labels yet")
     if scheduler.config.num_train_timesteps < 1:
         raise UserError(f"scheduler.num_train_timesteps must be at least 1, not {scheduler.config.num_train_timesteps}")
     if scheduler.config.prediction_type not in get_args(PredictionType):
