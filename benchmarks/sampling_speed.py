@@ -29,6 +29,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from ddpm_redistill import RedDDPMPipeline, StudentConfig, plan_student
 from ddpm_redistill.pipelines.red_block import fold_batch_norms
+from ddpm_redistill.sources.teacher import load_teacher
 from ddpm_redistill.students.derive import build_student
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,7 +48,7 @@ def pipelines(
     names: Sequence[str] = ROWS,
 ) -> dict[str, RedDDPMPipeline]:
     """Random weights: time does not depend on them."""
-    config = ARCHITECTURES[architecture]
+    config = ARCHITECTURES.get(architecture) or dict(load_teacher("builtin:digits").unet.config)
     made = {}
     for name in names:
         if name.startswith("teacher"):
@@ -110,7 +111,7 @@ def against(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="cifar10")
+    parser.add_argument("--architecture", choices=("digits", *ARCHITECTURES), default="cifar10")
     parser.add_argument("--red_placement", choices=("full", "outer", "none"), default="outer")
     parser.add_argument("--lean", choices=("fast", "balanced", "smallest"), default="fast")
     parser.add_argument("--scheduler", choices=("ddpm", "ddim", "dpm++"), default="ddim")
