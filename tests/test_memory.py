@@ -158,6 +158,29 @@ def test_fake_equals_real(build: Callable[[], nn.Module], inputs: tuple[Tensor |
     assert (real.paper_peak is None) == isinstance(network, torchvision.models.MobileNetV2)
 
 
+def test_multiply_accumulates_are_those_of_layers_and_attention() -> None:
+    network, x = small_unet(), torch.zeros(1, 1, 16, 16)
+    found = [0, 0]
+
+    def of_layer(layer: nn.Module, args: tuple, output: Tensor) -> None:
+        found[0] += output.numel() * layer.weight[0].numel()
+
+    def of_attention(attention: nn.Module, args: tuple, output: Tensor) -> None:
+        channels, tokens = output.shape[1], output[0, 0].numel()
+        found[1] += 2 * tokens**2 * channels  # queries with keys, and weights with values
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(of_layer)
+        elif type(module).__name__ == "Attention":
+            module.register_forward_hook(of_attention)
+    with torch.no_grad():
+        network(x, 3)
+    expected = sum(found)  # now: the profile runs the hooks again
+    assert min(found) > 0
+    assert profile_memory(network, x, 3).macs == expected
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_peak() -> None:
     network, x = nn.Sequential(nn.ReLU(), nn.ReLU()), torch.zeros(1, 4, 64, 64, device="cuda")

@@ -16,12 +16,20 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .live_tensors import LiveTensor, LiveTensorTracker, tensors_in
 from .meta import without_data
 from .paper_memory import ResidualBlockRecorder
 from .timeline import TimelinePoint, memory_timeline
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+"""A CPU's attention kernel, which the counter of some versions of torch (2.14) does not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +108,7 @@ def profile_memory(module: nn.Module, *inputs: Any, fake: bool = True, **kwargs:
                 held_before = torch.cuda.memory_allocated(on_cuda)
             # The tracker is entered last, so it sees each operation first, before the counter takes it apart.
             with (
-                FlopCounterMode(display=False) as flops,
+                FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops,
                 LiveTensorTracker(module, external) as tracker,
                 ResidualBlockRecorder(module, tracker) as blocks,
             ):
