@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from architectures import ARCHITECTURES
 from checkouts import environment_of
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler
+from throughput import inputs_of
 from torch._inductor import config as inductor
 from torch._inductor import graph
 from torch._inductor.async_compile import AsyncCompile
@@ -73,16 +73,6 @@ class Dispatched(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.counts[function.overloadpacket.__name__] += 1
         return function(*args, **(kwargs or {}))
-
-
-def inputs_of(architecture: str, folder: Path) -> tuple[str, str]:
-    """Teacher and data; random weights: what is launched does not depend on them."""
-    if architecture == "digits":
-        return "builtin:digits", "builtin:digits"
-    network = UNet2DModel.from_config(ARCHITECTURES[architecture])
-    RedDDPMPipeline(network, DDPMScheduler()).save_pretrained(folder / "teacher")
-    np.savez(folder / "images.npz", images=np.zeros((8, 32, 32, 3), dtype=np.uint8))
-    return str(folder / "teacher"), str(folder / "images.npz")
 
 
 class Enough(Exception):
