@@ -49,6 +49,9 @@ class LossConfig:
     Args:
         task: weight of the noise-prediction loss, MSE(epsilon, noise).
         output: weight of MSE(epsilon, teacher's epsilon).
+        guidance: of a class-conditional teacher with a null class, take its output under classifier-free guidance of
+            this scale (1 is none), two passes of the teacher, for the student to learn in one. Then output is 1 and
+            task 0 where nothing else is said, since images are of no guidance.
         red: weight (the paper's alpha) of the RED alignment loss; it and all below compare maps where a full
             placement has RED blocks, whether there is one or not.
         red_distance: distance between channel-averaged maps, mse or cosine.
@@ -68,6 +71,7 @@ class LossConfig:
 
     task: float | None = None
     output: float | None = None
+    guidance: float | None = None
     red: float | None = None
     red_distance: Literal["mse", "cosine"] | None = None
     feature: float | None = None
@@ -99,6 +103,9 @@ class TrainingConfig:
         compile: the training step by torch.compile: auto (on CUDA cudagraphs for a short run and default for a long
             one, off elsewhere), off, cudagraphs (its kernels captured as CUDA graphs: seconds to prepare), default
             (kernels fused: a minute or more), or reduce-overhead (both).
+        label_dropout: of class-conditional networks, the share of images whose label is replaced by the null class,
+            which classifier-free guidance needs. None: 0.1 where there is a null class and guidance is not learned,
+            else 0.
         num_workers: for each process, processes that load images, where they are not held in memory.
         log_every: steps between rows of metrics.jsonl and TensorBoard.
         sample_every: steps between sample grids from fixed noise; 0 for none.
@@ -116,6 +123,7 @@ class TrainingConfig:
     ema_decay: float = 0.999
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     compile: Literal["auto", "off", "cudagraphs", "default", "reduce-overhead"] = "auto"
+    label_dropout: float | None = None
     num_workers: int = 0
     log_every: int = 10
     sample_every: int = 500
@@ -134,6 +142,8 @@ class TrainingConfig:
                 raise UserError(f"training.{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"training.ema_decay must be at least 0 and below 1, not {self.ema_decay}")
+        if self.label_dropout is not None and not 0 <= self.label_dropout < 1:
+            raise UserError(f"training.label_dropout must be at least 0 and below 1, not {self.label_dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +187,8 @@ class TeachConfig:
     """One training of a DDPM teacher from images.
 
     Args:
-        unet: arguments of diffusers' UNet2DModel; sample_size and channels come from image_size and channels.
+        unet: arguments of diffusers' UNet2DModel; sample_size and channels come from image_size and channels, and
+            num_class_embeds from class_conditional.
         scheduler: arguments of diffusers' DDPMScheduler.
         data: a folder of images, an .npz of uint8 NHWC images, torchvision:NAME, hub:NAME or builtin:digits.
         on_bad_image: of a folder of images, what is done about one that cannot be read, at the start or later: error
@@ -186,7 +197,10 @@ class TeachConfig:
         image_size: pixels a side.
         channels: of the images, 1 (grey) or 3 (RGB).
         horizontal_flip: flip half of the images left to right.
-        start: a pretrained DDPM of the same network to go on from (a folder or hub id); None starts at random.
+        class_conditional: learn the classes of the data's labels: one embedding for each, and a null class as the
+            last, unless training.label_dropout is 0.
+        start: a pretrained DDPM of the same network to go on from (a folder or hub id); None starts at random. Of one
+            without classes a class-conditional network gets all but the class embeddings, which start at zero.
         training: the loop.
         seed: of everything that is drawn.
     """
@@ -199,6 +213,7 @@ class TeachConfig:
     image_size: int = 32
     channels: Literal[1, 3] = 1
     horizontal_flip: bool = False
+    class_conditional: bool = False
     start: str | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
@@ -223,6 +238,9 @@ PAPER_LOSS = {
     "clip_sample": False,
     "feature_share": 1.0,
 }
+
+GUIDED_LOSS = {"task": 0.0, "output": 1.0}
+"""What ``loss.guidance`` makes of the weights that are left open."""
 
 # What each recipe says for the settings that a config leaves open; docs/recipe.md says why.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -261,11 +279,19 @@ def resolve(config: DistillConfig) -> DistillConfig:
         raise UserError(f"unknown recipe {config.recipe!r}: expected one of {', '.join(RECIPES)}")
     recipe = RECIPES[config.recipe]
     student = {**recipe["student"], **_given(config.student)}
-    loss = {**recipe["loss"], **_given(config.loss)}
+    guidance = config.loss.guidance
+    loss = {**recipe["loss"], **({} if guidance is None else GUIDED_LOSS), **_given(config.loss)}
     weights = {name: loss[name] for name in LOSS_TERMS}
     for name, weight in weights.items():
         if not 0 <= weight < float("inf"):
             raise UserError(f"loss.{name} must be zero or positive, not {weight}")
+    if guidance is not None and not 0 <= guidance < float("inf"):
+        raise UserError(f"loss.guidance must be a finite number from 0 on, not {guidance}")
+    if guidance is not None and (weights["task"] or not weights["output"]):
+        raise UserError(
+            "loss.guidance is of the teacher's output: leave loss.output above 0 and loss.task at 0, since the images"
+            " that the task is about are of no guidance"
+        )
     if not 0 < loss["gamma"] < float("inf"):
         raise UserError(f"loss.gamma must be positive, not {loss['gamma']}")
     if not 0 < loss["feature_share"] <= 1:

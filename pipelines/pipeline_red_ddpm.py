@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, 
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
 from .batch_sampler import BatchSampler
+from .conditioning import Conditioning, conditioning_of
 from .denoise import denoising_step
 from .lean import LEAN_SETTINGS, lean_execution
 from .replay import Replay
@@ -57,14 +58,26 @@ class RedDDPMPipeline(DDPMPipeline):
             too where a call or run is of ``COMPILE_FROM`` network evaluations or more and not lean. A network with
             forward hooks, or offloaded by accelerate, stays as it is, since a graph calls no hooks. A captured network
             may get other weights in place (``load_state_dict``).
+        id2label: of a network with class embeddings, the names of the classes by number (``conditioning_of``); None
+            where no name and no null class is known. Kept in ``model_index.json``.
+        learned_guidance: the guidance scale that a student has learned from its teacher. Kept there too.
 
     Raises:
-        ValueError: an unknown lean setting or value of ``compile``, or lean and ``compile=True``: a compiler has an
-            order of its own in which it takes and frees memory.
+        ValueError: an unknown lean setting or value of ``compile``; lean and ``compile=True``, since a compiler has an
+            order of its own in which it takes and frees memory; or ``id2label`` is not of this network.
     """
 
-    def __init__(self, unet: UNet2DModel, scheduler: Any, lean: bool | str = False, compile: bool | str = "auto"):
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: Any,
+        lean: bool | str = False,
+        compile: bool | str = "auto",
+        id2label: Mapping[Any, str] | None = None,
+        learned_guidance: float | None = None,
+    ):
         super().__init__(unet, scheduler)
+        self.conditioning: Conditioning | None = conditioning_of(unet.config, id2label, learned_guidance)
         self.eta = 0.0
         self.lean = "balanced" if lean is True else lean or None
         self.compile = compile
@@ -107,6 +120,8 @@ class RedDDPMPipeline(DDPMPipeline):
         batch_size: int = 16,
         output_type: str = "pil",
         return_dict: bool = True,
+        class_labels: int | Sequence[int] | None = None,
+        guidance_scale: float | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Sample images ``first_index`` ... ``first_index + num_images - 1`` of the stream named by ``seed``.
 
@@ -117,10 +132,11 @@ class RedDDPMPipeline(DDPMPipeline):
             batch_size: images sampled at once; changes memory and speed, not the images (to float rounding, which
                 moves a few pixels of the 8-bit image by one level).
             output_type: "pil", "np" (N, H, W, C) in [0, 1], or "pt" (N, C, H, W) in [0, 1].
+            class_labels, guidance_scale: as ``batch_sampler``.
 
         Raises:
-            ValueError: a count below 1, more steps than the schedule has, an unknown output type, or a scheduler that
-                cannot be sampled by (``read_step_table``).
+            ValueError: a count below 1, more steps than the schedule has, an unknown output type, or as
+                ``batch_sampler``.
         """
         limit = self.scheduler.config.num_train_timesteps
         if num_images < 1 or batch_size < 1:
@@ -134,7 +150,13 @@ class RedDDPMPipeline(DDPMPipeline):
             range(start, min(start + batch_size, first_index + num_images))
             for start in range(first_index, first_index + num_images, batch_size)
         ]
-        sampler = self.batch_sampler(min(batch_size, num_images), num_inference_steps, len(batches))
+        sampler = self.batch_sampler(
+            min(batch_size, num_images),
+            num_inference_steps,
+            len(batches),
+            class_labels=class_labels,
+            guidance_scale=guidance_scale,
+        )
         with self.progress_bar(total=num_images * num_inference_steps) as bar:
             batch = torch.cat([sampler(indices, seed, partial(bar.update, len(indices))) for indices in batches]).cpu()
         self.maybe_free_model_hooks()
@@ -144,12 +166,29 @@ class RedDDPMPipeline(DDPMPipeline):
                 batch = self.numpy_to_pil(batch)
         return ImagePipelineOutput(images=batch) if return_dict else (batch,)
 
-    def batch_sampler(self, batch_size: int, num_inference_steps: int, num_batches: int = 1) -> BatchSampler:
+    def batch_sampler(
+        self,
+        batch_size: int,
+        num_inference_steps: int,
+        num_batches: int = 1,
+        *,
+        class_labels: int | Sequence[int] | None = None,
+        guidance_scale: float | None = None,
+    ) -> BatchSampler:
         """What samples batches of up to ``batch_size`` images, ``num_batches`` of them, by the scheduler of now.
 
+        Args:
+            class_labels: of a network with classes, the label of all images, or labels that they take in turn: image k
+                has ``class_labels[k % len(class_labels)]``. None: all classes in turn.
+            guidance_scale: of classifier-free guidance, in diffusers' terms: 1 is the conditional prediction alone. An
+                image is then run twice in one batch, with its label and with the null class; not by a student that
+                has learned this very guidance. None: as the network is.
+
         Raises:
-            ValueError: as ``step_table``.
+            ValueError: as ``step_table`` and ``check_classes``.
         """
+        turns, doubled = self.check_classes(class_labels, guidance_scale)
+        guidance = guidance_scale if doubled else None
         config = self.unet.config
         height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
         table = self.step_table(num_inference_steps)
@@ -158,13 +197,29 @@ class RedDDPMPipeline(DDPMPipeline):
         if self.lean:
             execution = partial(lean_execution, self.unet, self.lean)
         return BatchSampler(
-            self._replay(table.limits, compiled),
+            self._replay(table.limits, compiled, guidance),
             table,
             shape=(config.in_channels, height, width),
             device=self._execution_device,
             batch_size=batch_size,
             execution=execution,
+            turns=turns,
+            null=self.conditioning.null if self.conditioning and doubled else None,
         )
+
+    def check_classes(
+        self, class_labels: int | Sequence[int] | None = None, guidance_scale: float | None = None
+    ) -> tuple[tuple[int, ...] | None, bool]:
+        """The labels that images take in turn, None without classes; and whether guidance takes two passes.
+
+        Raises:
+            ValueError: labels or guidance that this network cannot have.
+        """
+        if self.conditioning is not None:
+            return self.conditioning.labels(class_labels), self.conditioning.passes_with(guidance_scale)
+        if class_labels is not None or guidance_scale is not None:
+            raise ValueError("this model has no classes: leave out labels and guidance")
+        return None, False
 
     def step_table(self, num_inference_steps: int) -> StepTable:
         """``read_step_table`` of the scheduler of now, which takes as long as a few steps of a small network: the last
@@ -187,19 +242,20 @@ class RedDDPMPipeline(DDPMPipeline):
         hooks = (module._forward_hooks or module._forward_pre_hooks for module in self.unet.modules())
         return self.compile is True or not any(hooks)
 
-    def _replay(self, limits: Limits, compiled: bool) -> Replay:
+    def _replay(self, limits: Limits, compiled: bool, guidance_scale: float | None) -> Replay:
         """What was compiled or captured is kept while the network's weights stay where they are."""
         captured = self._captures
+        step = denoising_step(self.unet, limits, guidance_scale)
         if not compiled and not captured:
-            return Replay(denoising_step(self.unet, limits))
+            return Replay(step)
         tensors = itertools.chain(self.unet.parameters(), self.unet.buffers())
         weights = (self.unet.training, [(tensor.data_ptr(), tensor.dtype) for tensor in tensors])
         if weights != self._weights:
             self._replays.clear()
             self._weights = weights
-        key = (limits, compiled, captured, self.lean)
+        key = (limits, compiled, captured, self.lean, guidance_scale)
         if key not in self._replays:
-            self._replays[key] = Replay(denoising_step(self.unet, limits), compiled=compiled, captured=captured)
+            self._replays[key] = Replay(step, compiled=compiled, captured=captured)
         return self._replays[key]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
@@ -210,4 +266,9 @@ class RedDDPMPipeline(DDPMPipeline):
         scheduler = self.scheduler
         if isinstance(scheduler, SpacedDDIMScheduler):
             scheduler = scheduler.to_stock()
-        DDPMPipeline(self.unet, scheduler).save_pretrained(save_directory, **kwargs)
+        stock = DDPMPipeline(self.unet, scheduler)
+        if self.conditioning is not None:
+            stock.register_to_config(id2label=self.conditioning.id2label)
+            if self.conditioning.learned_guidance is not None:
+                stock.register_to_config(learned_guidance=self.conditioning.learned_guidance)
+        stock.save_pretrained(save_directory, **kwargs)

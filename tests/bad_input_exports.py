@@ -99,8 +99,19 @@ def export_rows() -> list[Row]:
         Row("an export of NaN", f"export {{place}}/nan_student {archive}", "not finite, first in conv_in.layer.bias"),
         Row("an export of no image size", f"export {{place}}/no_size {archive}", "has no sample_size"),
         Row("a size that the network does not divide", f"export {{place}}/odd_size {archive}", "does not divide by 8"),
-        Row("an export that wants labels", f"export {{place}}/labelled {archive}", "it is class-conditional"),
-        Row("samples that want labels", "sample {place}/labelled --output {out}", "it is class-conditional"),
+        Row("a class that is none", "sample {place}/labelled --labels 1,4 --output {out}", "label 4 is none of"),
+        Row("labels that are no numbers", "sample {place}/labelled --labels cat --output {out}", "--labels is 'cat'"),
+        Row("guidance without a null class", "sample {place}/labelled --guidance 2 --output {out}", "has none"),
+        Row("guidance of no size", "sample {place}/labelled --guidance=-1 --output {out}", "finite number"),
+        Row("labels of no classes", "sample {place}/teacher --labels 1 --output {out}", "this model has no classes"),
+        Row(
+            "guidance of no classes", "sample {place}/teacher --guidance 2 --output {out}", "this model has no classes"
+        ),
+        Row(
+            "classes of data without labels",
+            "distill --teacher {place}/labelled --data {place}/images.npz --output_dir {out}",
+            "have no labels: give a folder with a folder for each class",
+        ),
         Row("samples of no image size", "sample {place}/no_size --output {out}", "has no sample_size"),
         Row("samples of another number of channels", "sample {place}/unequal --output {out}", "3 channels in, 1 out"),
         Row("samples of a score-SDE network", "sample {place}/score_sde --output {out}", "not a DDPM"),

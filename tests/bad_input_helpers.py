@@ -93,7 +93,7 @@ def models(place: Path, teacher: Path) -> None:
     config("wide_network", block_out_channels=[4096] * 4)
     config("text_for_number", norm_num_groups="four")
     config("unsupported", down_block_types=["SkipDownBlock2D"] * 4)
-    config("labels", num_class_embeds=10)
+    config("embedded_timesteps", class_embed_type="timestep")
     schedule = copy("schedule") / "scheduler" / "scheduler_config.json"
     schedule.write_text(json.dumps({**json.loads(schedule.read_text()), "beta_end": 7.0}))
 
@@ -167,7 +167,7 @@ def rows() -> list[Row]:
         Row("a network larger than its weights", model % "wide_network", "are not of its config: it tells of"),
         Row("text for a number", "memory {place}/text_for_number", "norm_num_groups 'four', which must be a whole"),
         Row("blocks that have no student", "plan {place}/unsupported", "down_block_types has SkipDownBlock2D"),
-        Row("a class-conditional teacher", "plan {place}/labels", "it is class-conditional"),
+        Row("classes that are no embedding", "plan {place}/embedded_timesteps", "its class_embed_type is timestep"),
         Row("betas past 1", model % "schedule", "leave the range from 0 to 1"),
         Row("a model that is not there", "memory {place}/nowhere", "there is no folder {place}/nowhere"),
         Row("a file for a model", "plan {data}", "is a file: give the diffusers folder"),

@@ -30,15 +30,15 @@ from ddpm_redistill.sources.teacher import sha256_of
 ALONE = ("torch", "diffusers", "safetensors")
 
 
-def make_student(teacher: UNet2DModel, place: Path) -> Path:
-    """A student folder whose RED blocks do something."""
+def make_student(teacher: UNet2DModel, place: Path, **classes: Any) -> Path:
+    """A student folder whose RED blocks do something; ``classes``: ``id2label`` and ``learned_guidance``."""
     plan = plan_student(dict(teacher.config), StudentConfig(head_start="teacher"))
     student = derive_student(teacher, plan)
     with torch.no_grad():
         for name, value in student.state_dict().items():
             if value.is_floating_point() and ".red_" in name:
                 value.add_(torch.rand(value.shape, generator=torch.Generator().manual_seed(0)) / 10)
-    RedDDPMPipeline(student, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(place)
+    RedDDPMPipeline(student, DDPMScheduler(prediction_type="v_prediction"), **classes).save_pretrained(place)
     return place
 
 

@@ -32,8 +32,7 @@ CIFAR10_BLOCKS = [
     ("conv_norm_out.red_in", "up_blocks.2.upsamplers.0", "input", 16),
 ]
 REFUSED = {
-    "class embedding": ({"num_class_embeds": 10}, "class-conditional"),
-    "class embedding of timesteps": ({"class_embed_type": "timestep"}, "class-conditional"),
+    "class embedding of timesteps": ({"class_embed_type": "timestep"}, "class_embed_type is timestep"),
     "fourier": ({"time_embedding_type": "fourier"}, "Fourier time embedding"),
     "skip down": ({"down_block_types": ["SkipDownBlock2D", *["DownBlock2D"] * 3]}, "has SkipDownBlock2D"),
     "attention skip up": ({"up_block_types": ["AttnSkipUpBlock2D", *["UpBlock2D"] * 3]}, "has AttnSkipUpBlock2D"),

@@ -11,6 +11,7 @@ from .options import (
     TEACHER_HELP,
     add_dtype,
     add_extractor,
+    add_guidance,
     add_json,
     add_lean,
     add_sampling,
@@ -89,6 +90,7 @@ def evaluate_parser() -> ArgumentParser:
     )
     add_sampling(parser)
     add_spacing(parser)
+    add_guidance(parser)
     add_dtype(parser)
     add_extractor(parser)
     add_json(parser)

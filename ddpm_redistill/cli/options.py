@@ -42,6 +42,16 @@ def add_spacing(parser: ArgumentParser) -> None:
     parser.add_argument("--eta", type=float, default=0.0, help="of ddim: fresh noise in each step, from 0 to 1")
 
 
+def add_guidance(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--guidance",
+        type=float | None,
+        default=None,
+        help="of a model with classes, the scale of classifier-free guidance, where 1 is none: two passes a step, or"
+        " one of a student that has learned this scale; default: as the model is",
+    )
+
+
 def add_extractor(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--inception_weights", type=str | None, default=None, help="torch-fidelity's Inception weights, for FID and IS"

@@ -4,7 +4,7 @@ from jsonargparse import ArgumentParser
 
 from ..config import DistillConfig, TeachConfig
 from .mistakes import OneLineParser
-from .options import TEACHER_HELP, add_dtype, add_lean, add_sampling, add_spacing
+from .options import TEACHER_HELP, add_dtype, add_guidance, add_lean, add_sampling, add_spacing
 
 
 def teach_parser() -> ArgumentParser:
@@ -49,6 +49,13 @@ def sample_parser() -> ArgumentParser:
     parser.add_argument("--steps", type=int, default=50, help="network evaluations an image (NFE)")
     add_sampling(parser)
     add_spacing(parser)
+    parser.add_argument(
+        "--labels",
+        type=str | None,
+        default=None,
+        help="of a model with classes, the labels that images take in turn, as 3 or 0,1,2; default: all classes",
+    )
+    add_guidance(parser)
     add_lean(parser, "run the network lean: the same images with less live memory; default: eager execution")
     add_dtype(parser)
     return parser

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 PEAKS = ("paper_peak", "paper_peak_with_skips", "red_paper_peak", "tensor_peak", "tensor_peak_lean", "weights")
 OF_PROGRAMS = ("planned_arena", "file")
 SHOWN_AT_PEAK = 6
+MOST_CLASSES, LONGEST_NAME = 20, 24
+"""Of the table by class: rows, and letters of a class's name."""
 
 
 def memory_table(memory: dict[str, dict[str, Any]], by_setting: bool = False) -> str:
@@ -88,8 +90,34 @@ def summary(report: dict[str, Any]) -> str:
             if name in report["paired"]
         )
         lines.append(f"image by image, student against teacher: {means}")
+    if "classes" in report:
+        lines.append(classes_table(report["classes"], distances["extractor"]["kid_name"]))
     lines += [f"note: {warning}" for warning in distances.get("warnings", ())]
     return "\n".join([*lines, memory_table(report["memory"])] if report["memory"] else lines)
+
+
+def classes_table(classes: dict[str, Any], kid: str) -> str:
+    """KID to the data by class, worst first: a row for each of the first ``MOST_CLASSES``, and the notes; these alone
+    where no class has figures."""
+    from ..evaluation.pages.text import worst_first
+
+    rows, notes = worst_first(classes, kid), [f"note: {note}" for note in classes["notes"]]
+    if not any(key.endswith("_to_data") for row in rows for key in row):
+        return "\n".join(notes)
+    sets = [name for name in ("student", "teacher", "data") if name in rows[0]["num_images"]]
+    models = [name for name in sets if name != "data"]
+    shown = rows[:MOST_CLASSES]
+    width = max(len("class"), *(len(row["name"][:LONGEST_NAME]) for row in shown))
+    columns = [f"{name} images" for name in sets] + [f"{name} KID" for name in models]
+    lines = [f"{kid} to the data by class, worst first"]
+    lines.append(f"  {'class':<{width}}" + "".join(f"{column:>16}" for column in columns))
+    for row in shown:
+        values = [row.get(f"{name}_to_data", {}).get(kid) for name in models]
+        cells = [str(row["num_images"][name]) for name in sets] + [f"{v:.4g}" if v is not None else "-" for v in values]
+        lines.append(f"  {row['name'][:LONGEST_NAME]:<{width}}" + "".join(f"{cell:>16}" for cell in cells))
+    more = len(rows) - len(shown)
+    lines += [f"  {more} more classes in report.json"] if more else []
+    return "\n".join([*lines, *notes])
 
 
 def _figures(values: dict[str, Any]) -> str:

@@ -112,7 +112,8 @@ def run_sample(arguments: Namespace) -> None:
     quiet_libraries()
     keys = ("num_images", "scheduler", "spacing", "eta", "seed", "batch_size", "lean", "dtype", "resume")
     options = {key: arguments[key] for key in keys}
-    options["compile"] = COMPILE[arguments.compile]
+    options |= {"compile": COMPILE[arguments.compile], "guidance": arguments.guidance}
+    options["labels"] = None if arguments.labels is None else parse_labels(arguments.labels)
     sample_to_disk(arguments.model, arguments.output, num_inference_steps=arguments.steps, **options)
 
 
@@ -136,6 +137,7 @@ def run_evaluate(arguments: Namespace) -> None:
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,
         compile=COMPILE[arguments.compile],
+        guidance=arguments.guidance,
         seed=arguments.seed,
         inception_weights=arguments.inception_weights,
         extractor=arguments.extractor,
@@ -237,6 +239,14 @@ def parse_steps(text: str) -> list[int]:
     if counts[0] < 1:
         raise UserError(f"steps must be at least 1, not {counts[0]}")
     return counts
+
+
+def parse_labels(text: str) -> list[int]:
+    """``"3"`` or ``"0,1,2"`` -> labels as given. Raises UserError."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--labels is {text!r}: give a number, or several as 0,1,2") from None
 
 
 def quiet_libraries() -> None:

@@ -37,8 +37,11 @@ class _LimitedTracker(LiveTensorTracker):
         return out
 
 
-def tensor_peak_within(module: nn.Module, sample: Tensor, timestep: int, limit: float) -> tuple[int, bool]:
-    """``profile_memory(module, sample, timestep).tensor_peak`` and True, or a lower bound above ``limit`` and False.
+def tensor_peak_within(
+    module: nn.Module, sample: Tensor, timestep: int, limit: float, labels: Tensor | None = None
+) -> tuple[int, bool]:
+    """``profile_memory(module, sample, timestep, labels).tensor_peak`` and True, or a lower bound above ``limit`` and
+    False.
 
     On the meta device (``meta.py``), without the other figures of a profile, and stopped by the first operation after
     which more than ``limit`` bytes are alive: a network that is far too large is seen to be in its first layers.
@@ -46,15 +49,15 @@ def tensor_peak_within(module: nn.Module, sample: Tensor, timestep: int, limit: 
     Args:
         module: a network in eval mode that chooses no device itself, with weights or on the meta device; it is not
             changed.
-        sample: (B, C, H, W), of which shape and dtype are read.
+        sample: (B, C, H, W), of which shape and dtype are read; labels: (B,) of a network with classes.
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     state = {name: without_data(t, "meta") for name, t in state.items()}
-    sample = without_data(sample, "meta")
-    tracker = _LimitedTracker(module, [*state.values(), sample], limit)
+    inputs = [without_data(tensor, "meta") for tensor in (sample, labels) if tensor is not None]
+    tracker = _LimitedTracker(module, [*state.values(), *inputs], limit)
     try:
         with torch.no_grad(), meta_as_cpu(tracker):
-            functional_call(module, state, (sample, timestep))
+            functional_call(module, state, (inputs[0], timestep, *inputs[1:]))
     except _PastLimit:
         return tracker.peak_bytes, False
     return tracker.peak_bytes, True

@@ -15,16 +15,17 @@ SHARE = 0.5
 """Of the free memory. The rest is for convolutions' workspaces, the allocator's rounding and whoever else is there."""
 
 
-def choose_batch_size(pipelines: Sequence[RedDDPMPipeline], num_images: int) -> tuple[int, str | None]:
+def choose_batch_size(pipelines: Sequence[RedDDPMPipeline], num_images: int, passes: int = 1) -> tuple[int, str | None]:
     """The size, and for a GPU why it is this one, for the log.
 
-    ``pipelines``: sampled in turns on one device, where each keeps the memory that it took.
+    ``pipelines``: sampled in turns on one device, where each keeps the memory that it took. ``passes``: in one batch,
+    of each image and step.
     """
     gpu = next((pipeline.device for pipeline in pipelines if pipeline.device.type == "cuda"), None)
     if gpu is None:
         return ON_A_CPU, None
     free, _ = torch.cuda.mem_get_info(gpu)
-    peak = sum(
+    peak = passes * sum(
         unet_memory(pipeline.unet, dtype=pipeline.unet.dtype, lean=pipeline.lean).tensor_peak for pipeline in pipelines
     )
     size = fitting_batch_size(peak, int(free * SHARE), num_images)

@@ -1,7 +1,7 @@
 """``evaluate``: a model, or images made elsewhere, against data and against its teacher; one report."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,20 @@ from ..pipelines.image_noise import NOISE
 from ..provenance import environment
 from ..students.footprint import MOST_SAVING, memory_profiles, profiles_report
 from .batch_size import choose_batch_size
+from .classes import figures_by_class
 from .extractors import choose_extractor
 from .feature_cache import cached_features
 from .features import Features, Statistics
 from .measure import Measured, measure_together
 from .metrics import compare, distance_warnings, inception_score
 from .nearest import nearest_images, nearest_picture, nearest_summary
-from .pages.pictures import GRID_COLUMNS, GRID_IMAGES, image_grid, side_by_side
+from .pages.pictures import GRID_COLUMNS, side_by_side
 from .reference import reference_images
 from .report import write_report
+from .set_grids import images_shown, set_grids
+from .shared_classes import shared_classes
 from .statistics import holds_statistics, load_statistics
-from .subjects import common_shape, open_subject, run_of
+from .subjects import Subject, common_shape, open_subject, run_of
 from .timestep_error import error_by_timestep
 
 log = logging.getLogger("ddpm_redistill")
@@ -47,6 +50,7 @@ def evaluate(
     batch_size: int | None = None,
     dtype: str = "float32",
     compile: bool | str = "auto",
+    guidance: float | None = None,
     seed: int = 0,
     inception_weights: str | None = None,
     extractor: str | None = None,
@@ -66,6 +70,7 @@ def evaluate(
         batch_size: images sampled at once; None: as ``choose_batch_size``.
         dtype: of the networks' weights and activations: "float32", "bfloat16" or "float16".
         compile: as ``RedDDPMPipeline``.
+        guidance: of models with classes, as ``RedDDPMPipeline.batch_sampler``; None: each as it is.
         inception_weights, extractor: as ``choose_extractor``.
 
     Returns:
@@ -87,16 +92,18 @@ def evaluate(
         subjects["teacher"] = open_subject(teacher, scheduler, **options)
     channels, image_size = common_shape(subjects)
     pipelines = {name: subject.pipeline for name, subject in subjects.items() if subject.pipeline is not None}
-    why = None
-    if batch_size is None:
-        batch_size, why = choose_batch_size([*pipelines.values()], num_images)
     for subject in subjects.values():
-        subject.check(num_images, counts, batch_size)
+        subject.check(num_images, counts, 1 if batch_size is None else batch_size)
     images = reference = None
     if data is not None and holds_statistics(Path(data).expanduser()):
         reference = load_statistics(Path(data).expanduser(), chosen)
     elif data is not None:
         images = reference_images(data, image_size=image_size, channels=channels, num_images=num_images, seed=seed)
+    classes = shared_classes(subjects, images, data, num_images)
+    passes = _passes(subjects, guidance)
+    why = None
+    if batch_size is None:
+        batch_size, why = choose_batch_size([*pipelines.values()], num_images, passes)
     Path(output_dir).mkdir(parents=True, exist_ok=True)  # an OSError now, not after hours
     log.info("distances by %s: %s", chosen.name, chosen.reason)
     if why is not None:
@@ -105,16 +112,19 @@ def evaluate(
     # 2. sampled and measured, a batch at a time, student and teacher from the same noise
     if images is not None:
         reference = cached_features(images, chosen, progress="features of the data")
+    guided = {name: subject.guided(guidance) for name, subject in subjects.items()}
     sweep = []
     for count in counts if pipelines else counts[-1:]:
-        sets = {name: each.batches(num_images, count, batch_size, seed) for name, each in subjects.items()}
+        sets = {name: each.batches(num_images, count, batch_size, seed, guidance) for name, each in subjects.items()}
         label = f"{' and '.join(sets)}, {count} steps" if pipelines else "features of the images"
-        measured, paired = measure_together(sets, chosen, num_images=num_images, shown=GRID_IMAGES, label=label)
+        measured, paired = measure_together(
+            sets, chosen, num_images=num_images, shown=images_shown(classes), label=label
+        )
         features: dict[str, Features | Statistics] = {name: found.features for name, found in measured.items()}
         if reference is not None:
             features["data"] = reference
         distances = {f"{a}_to_{b}": _compare(features[a], features[b]) for a, b in PAIRS if {a, b} <= features.keys()}
-        speed = {name: _speed(sets[name], num_images, count, batch_size) for name in pipelines}
+        speed = {name: _speed(sets[name], num_images, count, batch_size) | guided[name] for name in pipelines}
         sweep.append({"num_inference_steps": count, **distances, "speed": speed})
 
     # 3. what is looked at once, with the images of the last number of steps
@@ -126,18 +136,25 @@ def evaluate(
             **({"num_inference_steps": counts[-1]} if pipelines else {}),
             **distances,
             **({"inception_score": scores} if all(scores.values()) else {}),
-            "warnings": distance_warnings(*features.values()),
+            "warnings": [*distance_warnings(*features.values()), *_guidance_warnings(guided)],
         },
         "speed": speed,
     }
+    if classes is not None and classes.have_pairs:
+        assert isinstance(reference, Features)
+        sets_measured = {name: found.features for name, found in measured.items()} | {"data": reference}
+        report["classes"] = figures_by_class(classes, sets_measured)
     if paired is not None and len(pipelines) == 2:  # image k of both from the same noise
         report["paired"] = paired
     if len(sweep) > 1:
         report["steps"] = sweep
     if images is not None and pipelines:
+        labels = None if classes is None else classes.for_networks
         try:
-            report["timestep_error"] = error_by_timestep(pipelines, images, batch_size=batch_size, seed=seed)
-        except UserError as error:  # networks of different noise schedules: all else compares
+            report["timestep_error"] = error_by_timestep(
+                pipelines, images, batch_size=batch_size, seed=seed, labels=labels, guidance=guidance
+            )
+        except UserError as error:  # different noise schedules, or data without labels: all else compares
             log.warning("the error by timestep is left out: %s", error)
     pictures: dict[str, Image.Image] = {}
     if images is not None:
@@ -150,7 +167,7 @@ def evaluate(
     student = pipelines.get("student")
     report["plan"] = dict(student.unet.config).get("student_plan") if student else None
     sampler = {"num_inference_steps": counts, "scheduler": scheduler, "spacing": spacing, "eta": eta, "dtype": dtype}
-    sampler["noise"] = NOISE
+    sampler |= {"noise": NOISE, **({"guidance": guidance} if any(guided.values()) else {})}
     run = run_of(model) if student else {}
     names = {"student": "model", "teacher": "teacher"}
     report["provenance"] = {
@@ -169,9 +186,7 @@ def evaluate(
 
     # 4. the page
     shown = {name: found.first for name, found in measured.items()}
-    if images is not None:
-        shown["data"] = torch.stack([images[i] for i in range(min(GRID_IMAGES, len(images)))])
-    grids = {name: image_grid(shown[name], GRID_COLUMNS) for name in sorted(shown)}  # data, student, teacher
+    grids, by_class = set_grids(shown, images, classes)
     page = write_report(
         report,
         Path(output_dir),
@@ -179,10 +194,26 @@ def evaluate(
         metrics_rows=run.get("metrics"),
         pictures=pictures,
         timelines={name: found[None].timeline for name, found in profiles.items()},
+        by_class=by_class,
     )
     side_by_side(grids).save(page.with_name("comparison.png"))
     log.info("report written to %s", page)
     return report
+
+
+def _passes(subjects: Mapping[str, Subject], guidance: float | None) -> int:
+    """The most of a model in a step. Raises UserError for guidance that one cannot have."""
+    if guidance is not None and all(subject.pipeline is None for subject in subjects.values()):
+        raise UserError("guidance is of models, and images made elsewhere are as they are: leave it out")
+    return max(subject.passes(guidance) for subject in subjects.values())
+
+
+def _guidance_warnings(guided: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    scales = {name: each["guidance"] for name, each in guided.items() if each}
+    if len(set(scales.values())) < 2:
+        return []
+    said = " and ".join(f"{name} {scale:g}" for name, scale in scales.items())
+    return [f"the models are sampled with different guidance ({said}): give --guidance to sample both with one"]
 
 
 def _compare(a: Features | Statistics, b: Features | Statistics) -> dict[str, Any]:

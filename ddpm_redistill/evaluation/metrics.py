@@ -65,29 +65,34 @@ def compare(a: Features, b: Features | Statistics) -> dict[str, Any]:
     Raises: :class:`UserError` for fewer than two images in a set, or features of different extractors.
     """
     check_comparable(a, b)
-    names = a.extractor
-    distance = frechet_distance(a, b)
-    found: dict[str, Any] = {
-        names.fid_name: distance,
-        f"{names.fid_name}_interval": frechet_interval(distance, a, b),
-    }
-    if isinstance(b, Features):
-        kid = kernel_distance(a, b)
-        found |= {
-            names.kid_name: kid["mean"],
-            f"{names.kid_name}_std": kid["std"],
-            f"{names.kid_name}_interval": kid_interval(kid["mean"], a, b),
-        }
-        if min(len(a), len(b)) > NEIGHBOURS:
-            found |= prc_features_to_metric(
-                a.values,
-                b.values,
-                prc_neighborhood=NEIGHBOURS,
-                prc_batch_size=PRC_ROWS,
-                save_cpu_ram=True,  # distances of PRC_ROWS images at once: all of 50,000 would be 10 GB, three times
-                verbose=False,
-            )
-    return {key: value for key, value in found.items() if value is not None}
+    found = frechet_with_interval(a, b)
+    return found | kid_and_precision(a, b) if isinstance(b, Features) else found
+
+
+def frechet_with_interval(a: Features, b: Features | Statistics) -> dict[str, Any]:
+    """``fid`` and ``fid_interval`` of :func:`compare`, of one extractor."""
+    name, distance = a.extractor.fid_name, frechet_distance(a, b)
+    return _there({name: distance, f"{name}_interval": frechet_interval(distance, a, b)})
+
+
+def kid_and_precision(a: Features, b: Features) -> dict[str, Any]:
+    """The other figures of :func:`compare`, of one extractor: those that need few images."""
+    name, kid = a.extractor.kid_name, kernel_distance(a, b)
+    found = {name: kid["mean"], f"{name}_std": kid["std"], f"{name}_interval": kid_interval(kid["mean"], a, b)}
+    if min(len(a), len(b)) > NEIGHBOURS:
+        found |= prc_features_to_metric(
+            a.values,
+            b.values,
+            prc_neighborhood=NEIGHBOURS,
+            prc_batch_size=PRC_ROWS,
+            save_cpu_ram=True,  # distances of PRC_ROWS images at once: all of 50,000 would be 10 GB, three times
+            verbose=False,
+        )
+    return _there(found)
+
+
+def _there(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def frechet_and_kid(a: Features, b: Features) -> dict[str, float]:

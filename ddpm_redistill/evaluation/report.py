@@ -15,6 +15,7 @@ from ..files import write_aside
 from .pages import quality as q
 from .pages import sections as s
 from .pages import template as h
+from .pages.classes import classes_section
 from .pages.text import (
     TIMES,
     brackets,
@@ -38,6 +39,7 @@ def write_report(
     metrics_rows: Sequence[Mapping[str, Any]] | None,
     pictures: Mapping[str, Image.Image] | None = None,
     timelines: Mapping[str, Sequence[TimelinePoint]] | None = None,
+    by_class: bool = False,
 ) -> Path:
     """Write ``report.json`` and the self-contained ``report.html``; returns the path of the page.
 
@@ -46,6 +48,7 @@ def write_report(
     ``grids``: pictures by name (``teacher``, ``student``, ``data`` or any other caption), shown side by side.
     ``metrics_rows``: rows of ``metrics.jsonl`` for the loss curves. ``pictures``: ``nearest``, samples beside the
     data images nearest to them. ``timelines``: by network, one point an operation (``core/timeline.py``).
+    ``by_class``: the columns of the grids are classes.
     Numbers that are not finite become null in the JSON.
 
     Each file is written aside and renamed, so a reader sees the old one or the new one. Raises: ``OSError``
@@ -54,7 +57,7 @@ def write_report(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     clean = _json_value(report)
-    page = _page(clean, grids, metrics_rows or [], pictures or {}, timelines or {})
+    page = _page(clean, grids, metrics_rows or [], pictures or {}, timelines or {}, by_class)
     write_aside(output_dir / "report.json", json.dumps(clean, indent=2, allow_nan=False) + "\n")
     write_aside(output_dir / "report.html", page)
     return output_dir / "report.html"
@@ -66,6 +69,7 @@ def _page(
     rows: Sequence[Mapping[str, Any]],
     pictures: Mapping[str, Image.Image],
     timelines: Mapping[str, Sequence[TimelinePoint]],
+    by_class: bool,
 ) -> str:
     distances, memory, speed, plan = (part(report, key) for key in ("distances", "memory", "speed", "plan"))
     searched = part(report, "provenance").get("num_data_images")
@@ -75,8 +79,9 @@ def _page(
         _subtitle(plan, distances),
         [
             h.headline(_headline(distances, memory, speed)),
-            s.samples_section(grids, compared, same_noise=bool(part(memory, "student"))),
+            s.samples_section(grids, compared, same_noise=bool(part(memory, "student")), by_class=by_class),
             q.distances_section(distances, compared),
+            classes_section(part(report, "classes"), distances, compared),
             q.steps_section(report.get("steps"), distances, compared),
             q.paired_section(part(report, "paired")),
             q.timestep_section(part(report, "timestep_error"), compared),

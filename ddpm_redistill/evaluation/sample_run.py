@@ -8,6 +8,7 @@ one level (``sampling.py``), and so does compilation: both are among the setting
 import json
 import logging
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from ..errors import UserError
+from ..pipelines.conditioning import Conditioning
 from ..pipelines.image_noise import NOISE
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..processes import on_cpu
@@ -25,8 +27,8 @@ from ..sources.onnx_model import is_onnx, load_onnx_pipeline
 from ..sources.teacher import find_model, sha256_of
 from .batch_size import choose_batch_size
 from .image_store import ImageStore, open_store
-from .pages.pictures import GRID_COLUMNS, GRID_IMAGES, image_grid
-from .sampling import batches_of, check_counts, check_sampler, open_for_sampling, sample_batches
+from .pages.pictures import class_titles, grid_shape, image_grid
+from .sampling import batches_of, check_classes, check_counts, check_sampler, open_for_sampling, sample_batches
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -47,6 +49,8 @@ def sample_to_disk(
     lean: str | None = None,
     dtype: str = "float32",
     compile: bool | str = "auto",
+    labels: Sequence[int] | None = None,
+    guidance: float | None = None,
     resume: bool = False,
 ) -> Path:
     """Sample images 0 ... num_images - 1 of ``seed`` into a folder of PNG files or an .npz -> a picture of the first.
@@ -55,6 +59,9 @@ def sample_to_disk(
         model: a folder, hub id or built-in one, or an ONNX file that ``export`` wrote.
         batch_size: images sampled at once; None: as ``choose_batch_size``, or as the run that is resumed.
         compile: as ``RedDDPMPipeline``; "auto" is on a resumed run what it was.
+        labels: of a network with classes, those that images take in turn, image k the label k mod their number; None:
+            all classes in turn.
+        guidance: the scale of classifier-free guidance; None: as the model is.
         resume: go on with a run of the same settings, to the same bytes; ``num_images`` may have grown.
 
     Raises:
@@ -81,11 +88,12 @@ def sample_to_disk(
         options: dict[str, Any] = {"spacing": spacing, "eta": eta, "lean": lean, "dtype": dtype, "compile": compile}
         pipeline = open_for_sampling(model, scheduler, device=state.device, **options)
         weights = find_model(model).weights
+    turns, passes = check_classes(pipeline, labels, guidance)
     why = None
     if batch_size is None and type(before.get("batch_size")) is int:
         batch_size = before["batch_size"]
     elif batch_size is None:
-        batch_size, why = choose_batch_size([pipeline], num_images)
+        batch_size, why = choose_batch_size([pipeline], num_images, passes)
         batch_size = broadcast_object_list([batch_size])[0]  # GPUs of several processes may differ in what is free
     check_counts(pipeline, num_images, num_inference_steps, batch_size)
     channels = pipeline.unet.config.out_channels
@@ -102,6 +110,9 @@ def sample_to_disk(
         "scheduler": scheduler,
         "spacing": pipeline.scheduler.config.timestep_spacing,
         "eta": eta,
+        "labels": None if turns is None else list(turns),
+        "classes": None if pipeline.conditioning is None else list(pipeline.conditioning.names),
+        "guidance": guidance,
         "batch_size": batch_size,
         "dtype": dtype,
         "lean": lean,
@@ -134,6 +145,8 @@ def sample_to_disk(
         batches=mine,
         label="sampling" if state.num_processes == 1 else f"process 1 of {state.num_processes}",
         show_progress=state.is_main_process,
+        labels=turns,
+        guidance=guidance,
     )
     for batch, images in zip(mine, made, strict=True):
         store.write(batch, images)
@@ -141,7 +154,7 @@ def sample_to_disk(
 
     grid = grid_path(Path(output))
     if state.is_main_process:
-        first_images(store, batches).save(grid)
+        first_images(store, batches, turns, pipeline.conditioning).save(grid)
         store.finish(batches, settings)
         log.info("%d images in %s, the first of them in %s", num_images, output, grid)
     state.wait_for_everyone()
@@ -161,10 +174,14 @@ def grid_path(output: Path) -> Path:
     return path.with_name(f"{name}_grid.png")
 
 
-def first_images(store: ImageStore, batches: list[range]) -> Any:
-    """A picture of the first images of a run."""
+def first_images(
+    store: ImageStore, batches: list[range], turns: Sequence[int] | None, conditioning: Conditioning | None
+) -> Any:
+    """A picture of the first images of a run, where labels are taken in ``turns`` with a column for each."""
+    columns, shown = grid_shape(turns)
     found: list[torch.Tensor] = []
     for batch in batches:
-        if len(found) < GRID_IMAGES:
+        if len(found) < shown:
             found += store.read(batch)
-    return image_grid(torch.stack(found[:GRID_IMAGES]), GRID_COLUMNS)
+    titles = class_titles(turns, conditioning.names) if conditioning else []
+    return image_grid(torch.stack(found[:shown]), columns, titles)

@@ -84,18 +84,28 @@ def sample_batches(
     label: str = "sampling",
     batches: Sequence[range] | None = None,
     show_progress: bool = True,
+    labels: Sequence[int] | None = None,
+    guidance: float | None = None,
 ) -> "SampledBatches":
     """Images 0 ... num_images - 1 of ``seed``, uint8 (<= batch_size, C, H, W) at a time, under one progress bar.
 
-    ``batches``: make these of ``batches_of(num_images, batch_size)`` only.
+    ``batches``: make these of ``batches_of(num_images, batch_size)`` only. ``labels``, ``guidance``: of a network with
+    classes, as ``RedDDPMPipeline.batch_sampler``.
 
     Raises:
-        UserError: as ``check_counts``.
+        UserError: as ``check_counts`` and ``check_classes``.
     """
     check_counts(pipeline, num_images, num_inference_steps, batch_size)
+    check_classes(pipeline, labels, guidance)
     everything = batches_of(num_images, batch_size)
     # by the whole run, not by what is left of it: a resumed run compiles if the first did
-    sampler = pipeline.batch_sampler(min(batch_size, num_images), num_inference_steps, len(everything))
+    sampler = pipeline.batch_sampler(
+        min(batch_size, num_images),
+        num_inference_steps,
+        len(everything),
+        class_labels=labels,
+        guidance_scale=guidance,
+    )
     chosen = everything if batches is None else batches
     return SampledBatches(sampler, chosen, seed, label=label, show_progress=show_progress)
 
@@ -201,23 +211,23 @@ def check_counts(pipeline: RedDDPMPipeline, num_images: int, num_inference_steps
         raise UserError(str(error)) from error
 
 
-def sample_images(
-    pipeline: RedDDPMPipeline,
-    *,
-    num_images: int,
-    num_inference_steps: int = 50,
-    batch_size: int = 64,
-    seed: int = 0,
-    label: str = "sampling",
-) -> Samples:
-    """All images of ``sample_batches`` at once, and the seconds they took."""
-    batches = sample_batches(
-        pipeline,
-        num_images=num_images,
-        num_inference_steps=num_inference_steps,
-        batch_size=batch_size,
-        seed=seed,
-        label=label,
-    )
+def check_classes(
+    pipeline: RedDDPMPipeline, labels: Sequence[int] | None, guidance: float | None
+) -> tuple[tuple[int, ...] | None, int]:
+    """The labels that images take in turn (None without classes), and the passes of a step: 2 with guidance, else 1.
+
+    Raises:
+        UserError: labels or guidance that this model cannot have.
+    """
+    try:
+        turns, doubled = pipeline.check_classes(labels, guidance)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return turns, 1 + doubled
+
+
+def sample_images(pipeline: RedDDPMPipeline, *, num_images: int, **options: Any) -> Samples:
+    """All images of ``sample_batches``, with its ``options``, at once, and the seconds they took."""
+    batches = sample_batches(pipeline, num_images=num_images, **options)
     images = torch.cat(list(batches))
     return Samples(images, batches.seconds)

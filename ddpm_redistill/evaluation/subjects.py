@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import read_metrics
+from ..pipelines.conditioning import Conditioning
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..sources.image_files import one_line
 from ..sources.image_source import ImageSource
 from ..sources.teacher import find_model, sha256_of
 from .reference import open_image_set
-from .sampling import check_counts, open_for_sampling, sample_batches
+from .sampling import check_classes, check_counts, open_for_sampling, sample_batches
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -44,6 +45,28 @@ class Subject:
         size = config.sample_size
         return config.in_channels, size if isinstance(size, int) else size[0]
 
+    @property
+    def conditioning(self) -> Conditioning | None:
+        """Of a network with classes."""
+        return self.pipeline.conditioning if self.pipeline is not None else None
+
+    def passes(self, guidance: float | None) -> int:
+        """Of the network in a step. Raises UserError for guidance that the model cannot have."""
+        if self.pipeline is None:
+            return 1
+        try:
+            return check_classes(self.pipeline, None, guidance)[1]
+        except UserError as error:
+            raise UserError(f"{self.ref}: {error}") from None
+
+    def guided(self, guidance: float | None) -> dict[str, Any]:
+        """For a report: ``guidance``, its scale, 1 where there is none, and ``passes_per_step``, where given
+        ``guidance``; empty without classes."""
+        if self.conditioning is None:
+            return {}
+        scale = self.conditioning.learned_guidance if guidance is None else guidance
+        return {"guidance": 1.0 if scale is None else scale, "passes_per_step": self.passes(guidance)}
+
     def check(self, num_images: int, steps: Sequence[int], batch_size: int) -> None:
         """Raises UserError when it cannot give so many images, or be sampled in so many steps."""
         if batch_size < 1:
@@ -54,8 +77,10 @@ class Subject:
             for count in steps:
                 check_counts(self.pipeline, num_images, count, batch_size)
 
-    def batches(self, num_images: int, steps: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-        """Its first images, uint8 (<= batch_size, C, H, W) at a time."""
+    def batches(
+        self, num_images: int, steps: int, batch_size: int, seed: int, guidance: float | None
+    ) -> Iterator[Tensor]:
+        """Its first images, uint8 (<= batch_size, C, H, W) at a time; of a model with classes all classes in turn."""
         if self.pipeline is not None:
             return sample_batches(
                 self.pipeline,
@@ -64,6 +89,7 @@ class Subject:
                 batch_size=batch_size,
                 seed=seed,
                 show_progress=False,
+                guidance=guidance,
             )
         images = self.images
         assert images is not None

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ..core.losses import epsilon_of
 from ..errors import UserError
+from ..pipelines.conditioning import guided, with_null
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..pipelines.seeds import seeded_generator
 
@@ -25,6 +26,8 @@ def error_by_timestep(
     num_images: int = 128,
     batch_size: int = 64,
     seed: int = 0,
+    labels: Mapping[str, Tensor] | None = None,
+    guidance: float | None = None,
 ) -> dict[str, Any]:
     """Mean over images of MSE(epsilon, noise) at each timestep, for every pipeline on the same noisy images.
 
@@ -38,13 +41,17 @@ def error_by_timestep(
         timesteps: None for 20 spread evenly over the schedule, its first and last included.
         num_images: chosen by ``seed``; all of them where there are fewer.
         batch_size: changes memory and speed; the noise of an image depends on (seed, its index, timestep) alone.
+        labels: by network with classes, of all images in its numbers, int64 (N,).
+        guidance: of networks with classes, as ``RedDDPMPipeline.batch_sampler``: their noise is predicted as it is when
+            they sample.
 
     Returns:
         ``timesteps``, ``num_images`` (those used), and under each pipeline's name one error a timestep.
 
     Raises:
-        UserError: no pipeline or image, a count below 1, images that the networks do not take, schedules that differ,
-            or a timestep outside of the schedule or without any noise. Before any network is run.
+        UserError: no pipeline or image, a count below 1, images that the networks do not take, no labels for a network
+            with classes, schedules that differ, or a timestep outside of the schedule or without any noise. Before any
+            network is run.
     """
     abar = _common_schedule(pipelines)
     chosen_timesteps = _checked_timesteps(timesteps, abar)
@@ -65,6 +72,8 @@ def error_by_timestep(
         shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
         if tuple(clean.shape[1:]) != shape:
             raise UserError(f"images of shape {tuple(clean.shape[1:])} are not what {name} takes: {shape}")
+        if getattr(config, "num_class_embeds", None) is not None and name not in (labels or {}):
+            raise UserError(f"{name} has classes, and there are no labels for it of these images")
 
     totals = {name: [0.0] * len(chosen_timesteps) for name in pipelines}
     passes = len(pipelines) * len(chosen_timesteps) * len(clean)
@@ -77,17 +86,33 @@ def error_by_timestep(
                 noise = torch.stack([_noise(batch.shape[1:], seed, index, timestep) for index in indices])
                 noisy = abar[timestep].sqrt() * batch + (1 - abar[timestep]).sqrt() * noise
                 for name, pipeline in pipelines.items():
-                    epsilon = _predicted_noise(pipeline, noisy, timestep, abar[timestep])
+                    given = labels[name][indices] if labels and name in labels else None
+                    epsilon = _predicted_noise(pipeline, noisy, timestep, abar[timestep], given, guidance)
                     totals[name][row] += float((epsilon - noise).double().square().flatten(1).mean(1).sum())
                     bar.update(len(batch))
     means = {name: [total / len(clean) for total in sums] for name, sums in totals.items()}
     return {"timesteps": chosen_timesteps, "num_images": len(clean), **means}
 
 
-def _predicted_noise(pipeline: RedDDPMPipeline, noisy: Tensor, timestep: int, abar: Tensor) -> Tensor:
-    """float32 (B, C, H, W) on the CPU -> the same; the network runs on its own device, in its own precision."""
-    unet = pipeline.unet
-    prediction = unet(noisy.to(unet.device, unet.dtype), timestep).sample.float().cpu()
+def _predicted_noise(
+    pipeline: RedDDPMPipeline,
+    noisy: Tensor,
+    timestep: int,
+    abar: Tensor,
+    labels: Tensor | None,
+    guidance: float | None,
+) -> Tensor:
+    """float32 (B, C, H, W) and labels (B,) on the CPU -> float32 (B, C, H, W); the network runs on its own device, in
+    its own precision."""
+    unet, inputs, scale = pipeline.unet, noisy, None
+    if labels is not None:
+        null, doubled = pipeline.conditioning.null, pipeline.check_classes(None, guidance)[1]
+        if doubled:
+            inputs, labels, scale = noisy.repeat(2, 1, 1, 1), with_null(labels, null), guidance
+    classes = () if labels is None else (labels.to(unet.device),)
+    prediction = unet(inputs.to(unet.device, unet.dtype), timestep, *classes).sample.float().cpu()
+    if scale is not None:
+        prediction = guided(prediction, scale)
     return epsilon_of(prediction, noisy, abar, pipeline.scheduler.config.prediction_type)
 
 

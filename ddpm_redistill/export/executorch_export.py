@@ -44,8 +44,8 @@ def call_executorch(path: Path) -> Call:
     """The network in a program, by ExecuTorch's own runtime."""
     method = Runtime.get().load_program(path).load_method("forward")
 
-    def call(sample: Tensor, timestep: Tensor) -> Tensor:
-        prediction: Tensor = method.execute([sample.contiguous(), timestep])[0]
+    def call(*inputs: Tensor) -> Tensor:
+        prediction: Tensor = method.execute([each.contiguous() for each in inputs])[0]
         return prediction
 
     return call

@@ -8,9 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import UserError
 from ..files import written_aside
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..sources.class_labels import conditioned
 from ..sources.image_files import one_line
 from ..sources.image_source import ImageSource
 from ..sources.images import open_images
@@ -53,7 +56,8 @@ def export_model(
         opset: of ONNX, 18 (default) to 25.
         quantise: ONNX as "int8_weights", or as "int8": activations too, calibrated on ``data``.
         data: training images, of which ``calibration_images`` (256) are taken, with noise of timesteps over the
-            schedule; of another size or colour they are made the network's, as in training.
+            schedule; of another size or colour they are made the network's, as in training. For a class-conditional
+            network they need labels of its classes.
 
     Raises:
         UserError: a mistake in any argument, before any work; or the file does not give the original's outputs.
@@ -64,6 +68,7 @@ def export_model(
     pipeline = load_pipeline(ref)
     check_own_size(ref, pipeline.unet.config)
     images = None if data is None else _images(data, pipeline)
+    labels = None if images is None else _labels(images, pipeline, ref)
     description = describe(pipeline, batch_size, sha256_of(find_model(ref).weights), quantised=quantise)
     program = trace(pipeline.unet, batch_size)
     writer, caller = _format(format, opset)
@@ -78,7 +83,12 @@ def export_model(
             from .quantise import quantise as quantise_file
 
             scheduler, count = pipeline.scheduler, calibration_images or CALIBRATION_IMAGES
-            feeds = calibration_feeds(images, scheduler, count=count, batch_size=batch_size) if images else None
+            feeds = None
+            if images is not None:
+                null = _null(pipeline)
+                feeds = calibration_feeds(
+                    images, scheduler, count=count, batch_size=batch_size, labels=labels, null=null
+                )
             quantise_file(aside, quantise, feeds)
             error = difference(pipeline.unet, caller(aside), timesteps, batch_size)
             if not math.isfinite(error):
@@ -142,6 +152,19 @@ def _images(data: str, pipeline: RedDDPMPipeline) -> ImageSource:
     if height != width:
         raise UserError(f"calibration takes square images, and this network makes {width} x {height}")
     return open_images(data, image_size=height, channels=pipeline.unet.config.in_channels)
+
+
+def _labels(images: ImageSource, pipeline: RedDDPMPipeline, ref: str) -> Tensor | None:
+    """Of the images, int64 (N,), in the numbers of a class-conditional network; None of one without classes."""
+    if pipeline.conditioning is None:
+        return None
+    return conditioned(images, pipeline.unet.config.num_class_embeds, find_model(ref).id2label, ref)[0]
+
+
+def _null(pipeline: RedDDPMPipeline) -> int | None:
+    """The null class of a network that guidance may run with it."""
+    classes = pipeline.conditioning
+    return classes.null if classes is not None and classes.learned_guidance is None else None
 
 
 def _format(format: str, opset: int | None) -> tuple[Any, Any]:

@@ -24,7 +24,8 @@ LARGEST = 2**31
 
 
 def write_onnx(program: ExportedProgram, path: Path, description: dict[str, Any], opset: int = DEFAULT_OPSET) -> None:
-    """Inputs ``sample`` float32 (B, C, H, W) and ``timestep`` int64 (B,), output ``prediction`` (B, C, H, W).
+    """Inputs ``sample`` float32 (B, C, H, W), ``timestep`` int64 (B,) and of a class-conditional network
+    ``class_labels`` int64 (B,), output ``prediction`` (B, C, H, W).
 
     Raises:
         UserError: the exporter cannot express the network in this opset, or it is too large for one file.
@@ -38,7 +39,7 @@ def write_onnx(program: ExportedProgram, path: Path, description: dict[str, Any]
             warnings.simplefilter("ignore")  # about torch's own classes
             exported = torch.onnx.export(
                 program,
-                input_names=["sample", "timestep"],
+                input_names=list(program.graph_signature.user_inputs),
                 output_names=["prediction"],
                 opset_version=opset,
                 dynamo=True,
@@ -71,4 +72,4 @@ def strip(model: onnx_ir.Model) -> None:
 def call_onnx(path: Path) -> Call:
     """The network in a file, by onnxruntime."""
     network = open_onnx(str(path))
-    return lambda sample, timestep: network(sample, timestep).sample
+    return lambda *inputs: network(*inputs).sample

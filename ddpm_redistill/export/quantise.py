@@ -14,6 +14,7 @@ import onnx
 import torch
 from diffusers import DDPMScheduler
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from torch import Tensor
 
 from ..errors import UserError
 from ..pipelines.seeds import seeded_generator
@@ -23,6 +24,9 @@ from .weights_int8 import LAYERS, quantise_weights
 
 CALIBRATION_BATCH = 16
 """Images at once where the file takes any number."""
+NULL_EVERY = 10
+"""One of so many calibration images has the null class, which guidance runs a network with; in training it is one of
+ten labels too."""
 
 Feed = dict[str, np.ndarray]
 
@@ -65,15 +69,26 @@ def quantise(path: Path, kind: str, calibration: Iterator[Feed] | None) -> None:
 
 
 def calibration_feeds(
-    images: ImageSource, scheduler: DDPMScheduler, *, count: int, batch_size: int | None, seed: int = 0
+    images: ImageSource,
+    scheduler: DDPMScheduler,
+    *,
+    count: int,
+    batch_size: int | None,
+    seed: int = 0,
+    labels: Tensor | None = None,
+    null: int | None = None,
 ) -> Iterator[Feed]:
     """``count`` noisy images, batch by batch, as inputs of the file: timestep k of ``count`` even ones over the
     schedule meets an image and noise that are functions of (seed, k). A file of one batch size gets whole batches.
+
+    Args:
+        labels: of a class-conditional network, the images', int64 (N,) in its own numbers.
+        null: the label that every tenth image has in the place of its own; None for no image.
     """
     last = scheduler.config.num_train_timesteps - 1
     size = batch_size or CALIBRATION_BATCH
     for first in range(0, count, size):
-        samples, timesteps = [], []
+        samples, timesteps, classes = [], [], []
         for k in range(first, first + size if batch_size else min(first + size, count)):
             generator = seeded_generator(seed, "calibration", k)
             index = int(torch.randint(len(images), (), generator=generator))
@@ -82,7 +97,11 @@ def calibration_feeds(
             noise = torch.randn(image.shape, generator=generator)
             samples.append(scheduler.add_noise(image[None], noise[None], timestep))
             timesteps.append(timestep)
-        yield {"sample": torch.cat(samples).numpy(), "timestep": torch.cat(timesteps).numpy()}
+            if labels is not None:
+                is_null = null is not None and k % NULL_EVERY == NULL_EVERY - 1
+                classes.append(null if is_null else int(labels[index]))
+        feed = {"sample": torch.cat(samples).numpy(), "timestep": torch.cat(timesteps).numpy()}
+        yield feed if labels is None else {**feed, "class_labels": np.array(classes, dtype=np.int64)}
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types

@@ -25,8 +25,8 @@ def call_torch_export(path: Path) -> Call:
     with path.open("rb") as file:
         network = torch.export.load(file).module()
 
-    def call(sample: Tensor, timestep: Tensor) -> Tensor:
-        prediction: Tensor = network(sample, timestep)
+    def call(*inputs: Tensor) -> Tensor:
+        prediction: Tensor = network(*inputs)
         return prediction
 
     return call

@@ -20,7 +20,8 @@ EXAMPLES = 2
 
 
 class Denoiser(nn.Module):
-    """What is exported: sample (B, C, H, W), timestep int64 (B,) -> the network's prediction, (B, C, H, W)."""
+    """What is exported of a network without classes: sample (B, C, H, W), timestep int64 (B,) -> the network's
+    prediction, (B, C, H, W)."""
 
     def __init__(self, unet: UNet2DModel):
         super().__init__()
@@ -28,6 +29,18 @@ class Denoiser(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         prediction: Tensor = self.unet(sample, timestep, return_dict=False)[0]
+        return prediction
+
+
+class ClassDenoiser(nn.Module):
+    """What is exported of a class-conditional network: the same with class_labels int64 (B,) as a third input."""
+
+    def __init__(self, unet: UNet2DModel):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+        prediction: Tensor = self.unet(sample, timestep, class_labels, return_dict=False)[0]
         return prediction
 
 
@@ -40,20 +53,22 @@ def trace(unet: UNet2DModel, batch_size: int | None = None) -> ExportedProgram:
     Raises:
         UserError: the network branches on something that a graph cannot have.
     """
-    network = Denoiser(copy.deepcopy(unet)).requires_grad_(False).eval()
+    denoiser = Denoiser if unet.class_embedding is None else ClassDenoiser
+    network = denoiser(copy.deepcopy(unet)).requires_grad_(False).eval()
     fold_batch_norms(network)
     for module in network.modules():
         if type(module) is Upsample2D and module.norm is None and not module.use_conv_transpose:
             # diffusers' own forward branches at 64 images, for a memory format: a graph would hold up to there alone
             module.forward = partial(upsampled, module)
     count = EXAMPLES if batch_size is None else batch_size
-    sample = torch.zeros(count, unet.config.in_channels, *image_shape(unet))
-    shapes = {name: {0: Dim("batch", min=1)} for name in ("sample", "timestep")} if batch_size is None else None
+    whole = torch.zeros(count, dtype=torch.int64)
+    inputs = {"sample": torch.zeros(count, unet.config.in_channels, *image_shape(unet)), "timestep": whole}
+    if unet.class_embedding is not None:
+        inputs["class_labels"] = whole.clone()
+    shapes = {name: {0: Dim("batch", min=1)} for name in inputs} if batch_size is None else None
     try:
         with torch.no_grad():
-            program = torch.export.export(
-                network, (sample, torch.zeros(count, dtype=torch.int64)), dynamic_shapes=shapes, strict=False
-            )
+            program = torch.export.export(network, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch's tracer raises almost any type
         hint = "" if batch_size else "; with --batch_size N it may go"
         raise UserError(f"this network cannot be traced: {one_line(error)}{hint}") from error

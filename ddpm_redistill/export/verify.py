@@ -15,16 +15,21 @@ INPUTS = 20
 TOLERANCE = 1e-4
 """Of the largest difference, relative to the largest value of the original's output."""
 
-Call = Callable[[Tensor, Tensor], Tensor]
-"""sample (B, C, H, W), timestep int64 (B,) -> prediction (B, C, H, W)."""
+SCATTER = 7
+"""Shares no factor with ``INPUTS``: multiples of it, taken modulo ``INPUTS``, are all inputs in another order."""
+
+Call = Callable[..., Tensor]
+"""sample (B, C, H, W), timestep int64 (B,), of a class-conditional network class_labels int64 (B,) -> prediction
+(B, C, H, W)."""
 
 
 @torch.no_grad()
 def difference(unet: UNet2DModel, exported: Call, num_train_timesteps: int, batch_size: int | None = None) -> float:
     """The largest relative difference over ``INPUTS`` inputs, or a whole number of batches of ``batch_size``.
 
-    With ``batch_size`` None batches of 1, 2 and 3 images take turns: a file for any batch must hold for each. NaN when
-    an output is not finite.
+    With ``batch_size`` None batches of 1, 2 and 3 images take turns: a file for any batch must hold for each. Labels of
+    a class-conditional network go from the first to the last embedding, the null class where there is one, in another
+    order than the timesteps. NaN when an output is not finite.
     """
     worst = 0.0
     shape = (unet.config.in_channels, *image_shape(unet))
@@ -33,14 +38,24 @@ def difference(unet: UNet2DModel, exported: Call, num_train_timesteps: int, batc
         sample = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         last = num_train_timesteps - 1
         timestep = torch.tensor([min(index * last // (INPUTS - 1), last) for index in indices])
-        expected = unet(sample, timestep).sample
-        found = exported(sample, timestep)
+        inputs = [sample, timestep]
+        if unet.class_embedding is not None:
+            inputs.append(torch.tensor([label_of(index, unet.config.num_class_embeds) for index in indices]))
+        expected = unet(*inputs).sample
+        found = exported(*inputs)
         size = expected.abs().amax((1, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny)  # a new head gives zeros
         error = (found - expected).abs().amax((1, 2, 3)) / size
         if not error.isfinite().all():
             return float("nan")
         worst = max(worst, float(error.max()))
     return worst
+
+
+def label_of(index: int, num_class_embeds: int) -> int:
+    """Of input ``index``: any ``INPUTS`` of them in a row have labels spread evenly over all embeddings, both ends
+    among them."""
+    place = index * SCATTER % INPUTS
+    return round(place * (num_class_embeds - 1) / (INPUTS - 1))
 
 
 def batches(batch_size: int | None) -> Iterator[range]:

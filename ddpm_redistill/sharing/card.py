@@ -1,6 +1,5 @@
 """The model card, README.md of a student folder: every measured number in it is the report's."""
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,11 @@ from ..errors import UserError
 from ..files import written_aside
 from ..sources.model_folder import find_model
 from . import measured as m
+from .classes import condition, facts_of_classes
 from .licence import is_hub_id, licence_of, teacher_folder
 from .markdown import code, listed, number, table, text
 from .student import Student, find_student, part, shown_ref, teachers_of
+from .usage import usage
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -85,11 +86,12 @@ def card(student: Student, repository: str = HERE) -> ModelCard:
     licence = licence_of(student.teacher or "", folder) if folder else {}
     published = (ref for ref, sha256 in teachers if is_hub_id(ref) and teacher_folder(ref, sha256))
     data = student.config.get("data")
+    kind = "class-conditional" if student.conditioning else "unconditional"
     metadata = ModelCardData(
         **{"license": "unknown", **licence},
         library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
-        tags=["ddpm", "distillation", "unconditional-image-generation", "ddpm-redistill"],
+        pipeline_tag="unconditional-image-generation",  # of classes too: the hub has no other task for them
+        tags=["ddpm", "distillation", f"{kind}-image-generation", "ddpm-redistill"],
         base_model=next(published, None),
         datasets=[data.removeprefix("hub:")] if isinstance(data, str) and data.startswith("hub:") else None,
     )
@@ -106,7 +108,7 @@ def sections(
     yield f"# A student of {teacher}: feature maps {number(plan.get('reduction'))}x smaller a side{first}"
     yield (
         f"A DDPM that was distilled from {teacher} by ddpm-redistill ({SOURCE}) so that it needs less memory at its"
-        " peak. It samples images without a condition."
+        f" peak. It samples images {condition(student.conditioning)}."
     )
     if student.picture is not None:
         yield f"![Sample grids, each under its name]({PICTURE})\n\n*{m.picture_caption(report)}*"
@@ -117,24 +119,6 @@ def sections(
     else:
         yield from m.measured_sections(student, report)
     yield "## Licence\n\n" + licence_text(student, licence)
-
-
-def usage(student: Student, repository: str) -> str:
-    first_block = (student.model.config.get("down_block_types") or ["RedUNet2DModel.DownBlock2D"])[0]
-    own = f"unet/modeling_red_unet_{student.model.code_version}.py"
-    steps = part(student.report, "distances").get("num_inference_steps")
-    program = f"""```python
-from diffusers import DDIMScheduler, DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained({json.dumps(repository)}, trust_remote_code=True)
-pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
-image = pipeline(num_inference_steps={steps if isinstance(steps, int) else 50}).images[0]
-```"""
-    return (
-        f"{program}\n\n`trust_remote_code=True` runs {code(own)}, the network's class, which needs torch and diffusers"
-        " alone: read it first. `ddpm_redistill.load_pipeline` opens the model without running it. It is no"
-        f" `UNet2DModel`, and `UNet2DModel.from_pretrained` refuses it: {code(f'{first_block} does not exist')}."
-    )
 
 
 def of_a_student(student: Student) -> bool:
@@ -163,6 +147,7 @@ def facts(student: Student, teachers: list[tuple[str, str | None]]) -> Iterator[
         yield ["plan: times the teacher's channels, by level", text(listed(plan["widen"]))]
     size = student.model.config.get("sample_size")
     yield ["images", text(f"{size} px, channels {student.model.config.get('in_channels')}")]
+    yield from facts_of_classes(student.conditioning)
     if isinstance(config.get("data"), str):
         yield ["data that it was trained on", code(shown_ref(config["data"]))]
     training = part(config, "training")

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
+from ..pipelines.conditioning import Conditioning, conditioning_of
 from ..sources.image_files import one_line
 from ..sources.model_folder import ModelFolder, check_weights_file, find_model, read_json
 from ..sources.teacher import sha256_of
@@ -34,6 +35,11 @@ class Student:
     @property
     def plan(self) -> dict[str, Any]:
         return dict(self.model.config["student_plan"])
+
+    @property
+    def conditioning(self) -> Conditioning | None:
+        """None of a student without classes."""
+        return conditioning_of(self.model.config, self.model.id2label, self.model.learned_guidance)
 
     @property
     def teacher(self) -> str | None:

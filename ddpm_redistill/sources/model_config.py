@@ -14,7 +14,7 @@ LARGEST = 2**16
 LARGEST_BY_NAME = {"layers_per_block": 100, "num_train_timesteps": 10**6, "num_class_embeds": 10**6}
 MOST_ENTRIES = 32
 """Of lists in a network's config: levels."""
-MAY_BE_ZERO = {"freq_shift", "downsample_padding", "steps_offset", "num_class_embeds"}
+MAY_BE_ZERO = {"freq_shift", "downsample_padding", "steps_offset"}
 REFUSED = {"quantization_config": "a quantized network"}
 """Keys at which diffusers would hand the file over to another library."""
 
@@ -49,8 +49,10 @@ def why_no_ddpm(config: dict[str, Any], network: type) -> str | None:
     """Why a network of such values, which were checked, is none that is sampled here; None when it is one."""
     arguments = inspect.signature(network).parameters
     told = {key: config.get(key, arguments[key].default) for key in arguments}
-    if told["num_class_embeds"] or told["class_embed_type"]:
-        return "it is class-conditional, and nothing here is trained on labels yet"
+    if told["class_embed_type"]:
+        return (
+            f"its class_embed_type is {told['class_embed_type']}, and classes need an embedding: num_class_embeds alone"
+        )
     if told["in_channels"] != told["out_channels"]:
         channels = f"{told['in_channels']} channels in, {told['out_channels']} out"
         return f"it has {channels}, which must agree (no learned variance)"

@@ -4,6 +4,7 @@ What is checked here is checked before any weight is read; ``teacher.py`` loads 
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from typing import Any
 from diffusers import DDPMScheduler, UNet2DModel
 
 from ..errors import UserError
+from ..pipelines.conditioning import conditioning_of
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from .image_files import one_line
 from .model_config import check_values, why_no_ddpm
@@ -39,6 +41,10 @@ class ModelFolder:
     scheduler: dict[str, Any]
     code_version: str | None = None
     """Of the code that a student's folder carries, which is never run here."""
+    id2label: dict[str, str] | None = None
+    """Names of classes by number, and"""
+    learned_guidance: float | None = None
+    """the guidance scale that a student has learned: as ``model_index.json`` has them."""
 
     @property
     def network_class(self) -> str:
@@ -84,7 +90,9 @@ def find_model(ref: str) -> ModelFolder:
     scheduler = _read_part(root, found) if found else {}
     if found:
         check_values(scheduler, DDPMScheduler, found)
-    model = ModelFolder(ref, unet, config, scheduler, _code_version(index))
+    classes = {key: index.get(key) for key in ("id2label", "learned_guidance")}
+    _check_classes(root, config, classes)
+    model = ModelFolder(ref, unet, config, scheduler, _code_version(index), **classes)
     if model.weights.is_file():
         _check_inside(root, model.weights)
     return model
@@ -193,6 +201,19 @@ def _check_index(root: Path) -> dict[str, Any]:
             if isinstance(name, str) and _climbs(name):
                 raise UserError(f"{path} names {name!r}, a path out of the model's folder: it is not to be trusted")
     return index
+
+
+def _check_classes(root: Path, config: dict[str, Any], classes: dict[str, Any]) -> None:
+    """Raises UserError when what model_index.json says of classes is not of this network."""
+    names, learned = classes["id2label"], classes["learned_guidance"]
+    try:
+        if not isinstance(names, dict | None):
+            raise ValueError("id2label must be an object")
+        if learned is not None and not (type(learned) in (int, float) and math.isfinite(learned) and learned >= 0):
+            raise ValueError("learned_guidance must be a finite number from 0 on")
+        conditioning_of(config, names, learned)
+    except ValueError as error:
+        raise UserError(f"{root / 'model_index.json'} is not of its network: {one_line(error)}") from error
 
 
 def _code_version(index: dict[str, Any]) -> str | None:

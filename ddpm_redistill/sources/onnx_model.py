@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
+from ..pipelines.conditioning import conditioning_of
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from .image_files import one_line
-from .model_config import LARGEST, check_values
+from .model_config import LARGEST, LARGEST_BY_NAME, check_values
 from .model_folder import ModelFolder
 from .teacher import load_scheduler
 
@@ -26,9 +27,11 @@ FORMAT = 1
 
 
 class OnnxNetwork(nn.Module):
-    """Called as a ``UNet2DModel`` is: sample float32 (B, C, H, W), timestep () or (B,) -> (B, C_out, H, W), on CPUs.
+    """Called as a ``UNet2DModel`` is: sample float32 (B, C, H, W), timestep () or (B,), of a class-conditional network
+    class_labels int64 (B,) -> (B, C_out, H, W), on CPUs.
 
-    Any B, also where the file was made for one: the batch is then cut and filled up.
+    Any B, also where the file was made for one: the batch is then cut and filled up. ``id2label`` and
+    ``learned_guidance`` of a class-conditional network: as ``RedDDPMPipeline``.
     """
 
     dtype = torch.float32
@@ -40,16 +43,20 @@ class OnnxNetwork(nn.Module):
         self.config = FrozenDict(description["network"])
         self.scheduler = description["scheduler"]
         self.batch_size = description["batch_size"]
+        self.id2label = description.get("id2label")
+        self.learned_guidance = description.get("learned_guidance")
 
     @torch.no_grad()
-    def forward(self, sample: Tensor, timestep: Tensor | int) -> UNet2DOutput:
-        timesteps = torch.as_tensor(timestep, dtype=torch.int64).expand(len(sample))
+    def forward(self, sample: Tensor, timestep: Tensor | int, class_labels: Tensor | None = None) -> UNet2DOutput:
+        inputs = {"sample": sample, "timestep": torch.as_tensor(timestep, dtype=torch.int64).expand(len(sample))}
+        if class_labels is not None:
+            inputs["class_labels"] = class_labels
         size = self.batch_size or len(sample)
         filled = math.ceil(len(sample) / size) * size - len(sample)
-        samples = F.pad(sample, (0, 0, 0, 0, 0, 0, 0, filled)).split(size)
+        split = [F.pad(each, (0, 0) * (each.ndim - 1) + (0, filled)).split(size) for each in inputs.values()]
         parts = [
-            self.session.run(None, {"sample": part.numpy(), "timestep": at.numpy()})[0]
-            for part, at in zip(samples, F.pad(timesteps, (0, filled)).split(size), strict=True)
+            self.session.run(None, {name: each.numpy() for name, each in zip(inputs, part, strict=True)})[0]
+            for part in zip(*split, strict=True)
         ]
         return UNet2DOutput(sample=torch.cat([torch.from_numpy(part) for part in parts])[: len(sample)])
 
@@ -66,7 +73,8 @@ def load_onnx_pipeline(path: str) -> RedDDPMPipeline:
     """
     network = open_onnx(path)
     folder = ModelFolder(path, Path(path), {}, network.scheduler)
-    return RedDDPMPipeline(network, load_scheduler(folder))  # type: ignore[arg-type]
+    classes = {"id2label": network.id2label, "learned_guidance": network.learned_guidance}
+    return RedDDPMPipeline(network, load_scheduler(folder), **classes)  # type: ignore[arg-type]
 
 
 def open_onnx(path: str) -> OnnxNetwork:
@@ -109,8 +117,10 @@ def _checked(text: str, session: Any, path: str) -> dict[str, Any]:
         for value in (*told[1:], network["out_channels"], batch_size or 1):
             if type(value) is not int or not 1 <= value <= LARGEST:
                 raise ValueError(f"{value!r} is no size")
+        _check_classes(network, found.get("id2label"), found.get("learned_guidance"))
         inputs = {each.name: each for each in session.get_inputs()}
-        if inputs.keys() != {"sample", "timestep"}:
+        classes = {"class_labels"} if "num_class_embeds" in network else set()
+        if inputs.keys() != {"sample", "timestep"} | classes:
             raise ValueError(f"the inputs are {', '.join(inputs)}")
         shape = [side if isinstance(side, int) else None for side in inputs["sample"].shape]
         if shape != told:
@@ -119,3 +129,17 @@ def _checked(text: str, session: Any, path: str) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} describes another network than it holds: {one_line(error)}") from error
     return dict(found)
+
+
+def _check_classes(network: dict[str, Any], id2label: Any, learned_guidance: Any) -> None:
+    """Raises ValueError when this is not of the network's class embeddings."""
+    embeddings = network.get("num_class_embeds", 1)
+    if type(embeddings) is not int or not 1 <= embeddings <= LARGEST_BY_NAME["num_class_embeds"]:
+        raise ValueError(f"{embeddings!r} is no number of class embeddings")
+    if not isinstance(id2label, dict | None):
+        raise ValueError("id2label must be an object")
+    if learned_guidance is not None and not (
+        type(learned_guidance) in (int, float) and math.isfinite(learned_guidance) and learned_guidance >= 0
+    ):
+        raise ValueError("learned_guidance must be a finite number from 0 on")
+    conditioning_of(network, id2label, learned_guidance)

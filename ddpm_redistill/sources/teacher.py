@@ -25,12 +25,17 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen network in eval mode, its noise schedule, where it came from and the sha256 of its weights."""
+    """A frozen network in eval mode, its noise schedule, where it came from and the sha256 of its weights.
+
+    ``id2label`` and ``learned_guidance`` of a class-conditional network: as ``RedDDPMPipeline``.
+    """
 
     unet: UNet2DModel
     scheduler: DDPMScheduler
     ref: str
     sha256: str
+    id2label: dict[str, str] | None = None
+    learned_guidance: float | None = None
 
 
 def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
@@ -72,7 +77,8 @@ def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
             " images than its card shows, open it in diffusers with trust_remote_code=True",
             *(ref, model.code_version, CODE_VERSION),
         )
-    return RedDDPMPipeline(unet.eval(), load_scheduler(model), lean)
+    classes = {"id2label": model.id2label, "learned_guidance": model.learned_guidance}
+    return RedDDPMPipeline(unet.eval(), load_scheduler(model), lean, **classes)
 
 
 def load_teacher(ref: str) -> Teacher:
@@ -87,7 +93,7 @@ def load_teacher(ref: str) -> Teacher:
     if sha256_of(model.weights) != sha256:
         raise UserError(f"the weights of {ref} changed while they were read: start again when they are at rest")
     pipeline.unet.requires_grad_(False)
-    return Teacher(pipeline.unet, pipeline.scheduler, ref, sha256)
+    return Teacher(pipeline.unet, pipeline.scheduler, ref, sha256, model.id2label, model.learned_guidance)
 
 
 def sha256_of(path: Path) -> str:

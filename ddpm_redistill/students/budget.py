@@ -15,6 +15,7 @@ from ..core.peak import tensor_peak_within
 from ..errors import UserError
 from ..pipelines.lean import LEAN_SETTINGS, lean_execution
 from .derive import student_on_meta
+from .footprint import labels_on_meta
 from .network import build_on_meta
 from .plan import StudentPlan, plan_student, teacher_table
 
@@ -171,7 +172,7 @@ class _Network:
             size = size if isinstance(size, int) else size[0]
             sample = torch.empty(1, unet.config.in_channels, size, size, device="meta", dtype=dtype)
             with lean_execution(unet, lean) if lean else nullcontext():
-                peak, exact = tensor_peak_within(unet, sample, 0, room)
+                peak, exact = tensor_peak_within(unet, sample, 0, room, labels_on_meta(unet, 1))
         return Candidate(
             reduction=self.plan.options.reduction if self.plan else 1,
             red_placement=self.plan.red_placement if self.plan else None,

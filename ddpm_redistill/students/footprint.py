@@ -50,7 +50,7 @@ def unet_memory(
     """
     unet, sample = _network_and_input(unet, batch_size, image_size, dtype)
     with lean_execution(unet, lean) if lean else nullcontext():
-        return profile_memory(unet, sample, 0)
+        return profile_memory(unet, sample, 0, labels_on_meta(unet, batch_size))
 
 
 def unet_peak(
@@ -69,7 +69,12 @@ def unet_peak(
     """
     unet, sample = _network_and_input(unet, batch_size, image_size, dtype)
     with lean_execution(unet, lean) if lean else nullcontext():
-        return tensor_peak_within(unet, sample, 0, limit)
+        return tensor_peak_within(unet, sample, 0, limit, labels_on_meta(unet, batch_size))
+
+
+def labels_on_meta(unet: UNet2DModel, batch_size: int) -> torch.Tensor | None:
+    """What a network with classes is given beside sample and timestep, (B,) without data; None without classes."""
+    return None if unet.class_embedding is None else torch.zeros(batch_size, dtype=torch.long, device="meta")
 
 
 def memory_profiles(

@@ -86,7 +86,8 @@ def resampling_table(config: dict[str, Any]) -> list[Resampling]:
     rows = []
     with torch.no_grad(), meta_as_cpu(), reading(unet, taps) as reader:
         try:
-            maps = reader.run(unet, example, torch.zeros(1, dtype=torch.long, device="meta"))[1]
+            zero = torch.zeros(1, dtype=torch.long, device="meta")
+            maps = reader.run(unet, example, zero, zero if unet.class_embedding is not None else None)[1]
         except BROKEN as error:
             raise UserError(f"this teacher's config makes no network that runs: {_first_line(error)}") from error
         for path, kind in kinds.items():
@@ -139,8 +140,8 @@ def _unsupported(config: dict[str, Any]) -> str | None:
         for kind in config.get(key) or ():
             if kind not in known:
                 return f"{key} has {kind}, supported are {', '.join(known)}"
-    if config.get("num_class_embeds") or config.get("class_embed_type"):
-        return "it is class-conditional, and nothing here is trained on labels yet"
+    if config.get("class_embed_type"):
+        return f"its class_embed_type is {config['class_embed_type']}, and classes need an embedding: num_class_embeds"
     if config.get("time_embedding_type", "positional") == "fourier":
         return "its output is divided by a Fourier time embedding: a score-SDE network, not a DDPM"
     if config.get("in_channels") != config.get("out_channels"):

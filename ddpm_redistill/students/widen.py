@@ -48,7 +48,7 @@ def widened_state(
     widening = _Widening(narrow, wide, generator)
 
     widening.layer("conv_in", None, levels[0])
-    for name in ("time_proj", "time_embedding"):
+    for name in ("time_proj", "time_embedding", *(["class_embedding"] if narrow.class_embedding is not None else [])):
         widening.layer(name, None, None)
     for i, block in enumerate(narrow.down_blocks):
         path, own = f"down_blocks.{i}", levels[i]

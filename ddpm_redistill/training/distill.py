@@ -12,6 +12,7 @@ from ..sources.images import open_images
 from ..sources.teacher import Teacher, load_teacher
 from ..students.derive import derive_student
 from ..students.plan import plan_student
+from .classes import classes_of_teacher
 from .gradient import place
 from .objective import alignment, check_terms, comparing, feature_terms, make_regressors, objective_of_steps
 from .run import open_run
@@ -46,10 +47,12 @@ def distill(
     parts = run.accelerator.num_processes * config.training.gradient_accumulation
     check_terms(config.loss, aligned, config.training.batch_size // parts)
     places = {"teacher": teacher.ref, "data": images.description}
+    classes = classes_of_teacher(images, teacher, config)
     contents = {
         "teacher_sha256": teacher.sha256,
         "teacher_config": describe(teacher),
         "data_sha256": images.fingerprint,
+        **(classes.records() if classes else {}),
     }
     records = run.records(places, contents, plan.to_dict())
     log.info("%s\nplan: %s\ndata: %s", settings_text(config), plan, images.description)
@@ -66,8 +69,10 @@ def distill(
         # 3. training, and the folder that opens in diffusers
         with comparing(teacher.unet, student, plan, aligned if feature_terms(config.loss) else ()) as compared:
             steps, device = config.training.steps, run.accelerator.device
-            objective_at = objective_of_steps(teacher, plan, config.loss, compared, steps, device)
-            return run.train(student, scheduler, objective_at, weights, images, "student", loss_modules=regressors)
+            null = classes.conditioning.null if classes else None
+            objective_at = objective_of_steps(teacher, plan, config.loss, compared, steps, device, null)
+            own = {"loss_modules": regressors, "classes": classes}
+            return run.train(student, scheduler, objective_at, weights, images, "student", **own)
 
 
 def describe(teacher: Teacher) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import UserError
 from ..pipelines.seeds import seeded_generator
 from ..sources.image_source import ImageSource
+from .classes import Classes
 from .shutdown import in_worker
 
 STREAM = "one generator a step"
@@ -36,13 +37,15 @@ class Draws:
         batch_size: int,
         num_train_timesteps: int,
         horizontal_flip: bool,
+        classes: Classes | None = None,
     ):
-        """``images``: uint8 (C, H, W) each."""
+        """``images``: uint8 (C, H, W) each; ``classes``: of a class-conditional network."""
         self.images = images
         self.seed = seed
         self.batch_size = batch_size
         self.num_train_timesteps = num_train_timesteps
         self.horizontal_flip = horizontal_flip
+        self.classes = classes
 
     def order(self, step: int) -> torch.Tensor:
         """Which images a step sees, int64 (batch_size,); a batch may straddle epochs."""
@@ -55,14 +58,21 @@ class Draws:
         return torch.cat(parts)
 
     def noise(self, step: int, shape: tuple[int, ...], device: torch.device) -> dict[str, torch.Tensor]:
-        """Of a step's global batch of images of ``shape`` (C, H, W): ``noise`` (B, C, H, W), ``timesteps`` int64 (B,)
-        and ``flips`` bool (B,)."""
+        """Of a step's global batch of images of ``shape`` (C, H, W): ``noise`` (B, C, H, W), ``timesteps`` int64 (B,),
+        ``flips`` bool (B,), and of a class-conditional network ``class_labels`` int64 (B,)."""
         generator = seeded_generator(self.seed, STREAM, step, device=device)
         count = (self.batch_size,)
         timesteps = torch.randint(self.num_train_timesteps, count, generator=generator, device=device)
         flips = torch.rand(count, generator=generator, device=device) < 0.5
         noise = torch.randn(count + shape, generator=generator, device=device)
-        return {"noise": noise, "timesteps": timesteps, "flips": flips}
+        drawn = {"noise": noise, "timesteps": timesteps, "flips": flips}
+        if self.classes is not None:  # drawn last: a run without classes has the same numbers
+            labels, null = self.classes.labels[self.order(step)].to(device), self.classes.conditioning.null
+            if null is not None:
+                dropped = torch.rand(count, generator=generator, device=device) < self.classes.dropout
+                labels = labels.masked_fill(dropped, null)
+            drawn["class_labels"] = labels
+        return drawn
 
 
 @lru_cache(maxsize=4)
@@ -83,7 +93,8 @@ def micro_batches(
     device: torch.device,
 ) -> Generator[dict[str, torch.Tensor]]:
     """This process's share of steps [first_step, last_step), ``accumulation`` batches a step, in order, on ``device``:
-    ``images`` (b, C, H, W) in [-1, 1], ``noise`` (b, C, H, W), ``timesteps`` (b,).
+    ``images`` (b, C, H, W) in [-1, 1], ``noise`` (b, C, H, W), ``timesteps`` (b,), and of a class-conditional network
+    ``class_labels`` (b,).
 
     A micro-batch is the same contiguous positions of the global batch whatever the number of processes, and a process
     takes a contiguous share of each: what is computed over a micro-batch, as the statistics of a BatchNorm, does not
@@ -104,8 +115,8 @@ def micro_batches(
             drawn = drawn or draws.noise(step, images.shape[1:], device)
             if draws.horizontal_flip:
                 images = _flipped(images, drawn["flips"][share])
-            noise, timesteps = drawn["noise"][share], drawn["timesteps"][share]
-            yield {"images": images.float().div_(127.5).sub_(1), "noise": noise, "timesteps": timesteps}
+            given = {name: value[share] for name, value in drawn.items() if name != "flips"}
+            yield {"images": images.float().div_(127.5).sub_(1), **given}
 
 
 def _flipped(images: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:

@@ -26,12 +26,15 @@ from ..core.feature_losses import (
 from ..core.losses import epsilon_of, forgive_clipped, noisy_of, output_loss, sample_of, task_loss, timestep_weight
 from ..core.taps import Maps, Reader, Tap, reading
 from ..errors import UserError
+from ..pipelines.conditioning import guided, with_null
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.seeds import seeded_generator
 from ..sources.teacher import Teacher
 from ..students.plan import RedPlacement, StudentPlan, plan_student
 from .gradient import Batch, Objective
 from .loop import ObjectiveAt
+
+KEYS = ("images", "timesteps", "noise")
 
 
 def feature_terms(loss: LossConfig) -> dict[str, FeatureLoss]:
@@ -97,21 +100,33 @@ def comparing(
 
 
 def objective_of_steps(
-    teacher: Teacher, plan: StudentPlan, loss: LossConfig, compared: Compared, steps: int, device: torch.device
+    teacher: Teacher,
+    plan: StudentPlan,
+    loss: LossConfig,
+    compared: Compared,
+    steps: int,
+    device: torch.device,
+    null: int | None = None,
 ) -> ObjectiveAt:
     """The objective of each of ``steps``: all terms, and past ``loss.feature_share`` of them none on feature maps."""
     without = replace(loss, **dict.fromkeys(FEATURE_TERMS, 0.0))  # type: ignore[arg-type]
-    first, then = (distillation_objective(teacher, plan, terms, compared, device) for terms in (loss, without))
+    first, then = (distillation_objective(teacher, plan, terms, compared, device, null) for terms in (loss, without))
     share = max(1, round(float(loss.feature_share or 0) * steps))
     return lambda step: first if step < share else then
 
 
 def distillation_objective(
-    teacher: Teacher, plan: StudentPlan, loss: LossConfig, compared: Compared, device: torch.device
+    teacher: Teacher,
+    plan: StudentPlan,
+    loss: LossConfig,
+    compared: Compared,
+    device: torch.device,
+    null: int | None = None,
 ) -> Objective:
     """The loss parts of a batch, by name, unweighted: task, and all others that have a weight.
 
-    The objective takes the student and the batch, and with ``loss.fitnet`` the regressors.
+    The objective takes the student and the batch, and with ``loss.fitnet`` the regressors. ``null``: the label of the
+    null class, which ``loss.guidance`` needs.
     """
     teacher_type = teacher.scheduler.config.prediction_type
     alphas_cumprod = teacher.scheduler.alphas_cumprod.to(device)
@@ -119,25 +134,33 @@ def distillation_objective(
     limit = float(teacher.scheduler.config.clip_sample_range) if clips else math.inf
     terms = feature_terms(loss)
 
-    def run_teacher(noisy: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor | None, Maps]:
+    def run_teacher(
+        noisy: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, Maps]:
         """Its prediction where ``loss.output`` needs it, and its maps at the taps."""
         if not terms and not loss.output:
             return None, {}
+        guidance = None if null is None or labels is None else loss.guidance
+        if guidance is not None:  # twice in one batch, with the labels and with the null class
+            noisy, timesteps, labels = noisy.repeat(2, 1, 1, 1), timesteps.repeat(2), with_null(labels, null)
         # Not inference_mode: the losses keep these maps for their backward, where inference tensors are refused.
         with torch.no_grad():
-            output, maps = compared.teacher.run(teacher.unet, noisy, timesteps, to_last_tap=not loss.output)
-        return None if output is None else output.sample.float(), maps
+            output, maps = compared.teacher.run(teacher.unet, noisy, timesteps, labels, to_last_tap=not loss.output)
+        prediction = None if output is None else output.sample.float()
+        if guidance is None or prediction is None:
+            return prediction, maps
+        return guided(prediction, guidance), {tap: values[: len(values) // 2] for tap, values in maps.items()}
 
     def objective(network: nn.Module, batch: Batch, regressors: nn.Module | None = None) -> dict[str, torch.Tensor]:
-        images, timesteps, noise = batch["images"], batch["timesteps"], batch["noise"]
+        images, timesteps, noise, labels = *(batch[key] for key in KEYS), batch.get("class_labels")
         abar = alphas_cumprod[timesteps]
         noisy = noisy_of(images, noise, abar)
         # The teacher first: its working memory is free again before the student's activations are kept.
-        teacher_prediction, teacher_maps = run_teacher(noisy, timesteps)
+        teacher_prediction, teacher_maps = run_teacher(noisy, timesteps, labels)
         if terms:
-            output, student_maps = compared.student.run(network, noisy, timesteps)
+            output, student_maps = compared.student.run(network, noisy, timesteps, labels)
         else:
-            output, student_maps = network(noisy, timesteps), {}
+            output, student_maps = network(noisy, timesteps, labels), {}
         epsilon = epsilon_of(output.sample.float(), noisy, abar, plan.prediction_type)
         weight = timestep_weight(abar, str(loss.weighting), float(loss.gamma or 0))
         forgiven = forgive_clipped(epsilon, noise, images, noisy, abar, limit) if clips else epsilon

@@ -14,6 +14,7 @@ from ..config import DistillConfig, TeachConfig
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..provenance import environment
 from ..sources.image_source import ImageSource
+from .classes import Classes
 from .disk import on_main
 from .draws import STREAM, Draws
 from .loop import ObjectiveAt, make_accelerator, train
@@ -60,8 +61,10 @@ class Run:
         name: str,
         *,
         loss_modules: nn.Module | None = None,
+        classes: Classes | None = None,
     ) -> Path:
-        """``loop.train`` on ``images``; returns the result's folder, ``output_dir/name``: a pipeline, EMA weights."""
+        """``loop.train`` on ``images``, of ``classes`` for a class-conditional network; returns the result's folder,
+        ``output_dir/name``: a pipeline, EMA weights."""
         config = self.config
         draws = Draws(
             images,
@@ -69,13 +72,18 @@ class Run:
             batch_size=config.training.batch_size,
             num_train_timesteps=scheduler.config.num_train_timesteps,
             horizontal_flip=config.horizontal_flip,
+            classes=classes,
         )
-        sampler = RedDDPMPipeline(network, scheduler, compile=False).set_scheduler("ddim")
+        named: dict[str, Any] = {}
+        if classes is not None:
+            of = classes.conditioning
+            named = {"id2label": of.id2label, "learned_guidance": of.learned_guidance}
+        sampler = RedDDPMPipeline(network, scheduler, compile=False, **named).set_scheduler("ddim")
         sampler.set_progress_bar_config(disable=True)
         where = {"run": self.folder, "accelerator": self.accelerator, "resume": self.resume}
         train(network, objective_at, weights, draws, sampler, config.training, loss_modules=loss_modules, **where)
         written = self.folder.path / name
-        on_main(self.accelerator, lambda: write_pipeline(RedDDPMPipeline(network, scheduler), written))
+        on_main(self.accelerator, lambda: write_pipeline(RedDDPMPipeline(network, scheduler, **named), written))
         log.info("%s written to %s", name, written)
         self.accelerator.end_training()  # ends the process group too: nothing may wait after it
         return written

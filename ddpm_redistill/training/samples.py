@@ -10,11 +10,15 @@ from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from .disk import written
 
 SAMPLE_GRID_IMAGES = 16
+"""Without classes."""
+MOST_COLUMNS = 16
+"""Of classes side by side; of more classes the first ones are shown."""
 SAMPLE_GRID_STEPS = 25
 
 
 def sample_grid(sampler: RedDDPMPipeline, ema: EMA, path: Path) -> None:
-    """Write a PNG of 16 images from fixed noise by the EMA weights; the network keeps its own.
+    """Write a PNG of images from fixed noise by the EMA weights, 16 or two of each class, one below the other; the
+    network keeps its own weights.
 
     Raises:
         UserError: the disk refused it.
@@ -25,12 +29,13 @@ def sample_grid(sampler: RedDDPMPipeline, ema: EMA, path: Path) -> None:
     ema.copy_to(network)
     network.eval()
     steps = min(SAMPLE_GRID_STEPS, sampler.scheduler.config.num_train_timesteps)
-    images = sampler(
-        SAMPLE_GRID_IMAGES, num_inference_steps=steps, batch_size=SAMPLE_GRID_IMAGES, output_type="pt"
-    ).images
+    classes = sampler.conditioning
+    columns = min(classes.num_classes, MOST_COLUMNS) if classes else SAMPLE_GRID_IMAGES // 2
+    shown = {"class_labels": range(columns)} if classes else {}
+    images = sampler(2 * columns, num_inference_steps=steps, batch_size=2 * columns, output_type="pt", **shown).images
     network.load_state_dict(own)
     network.train(training)
     with written(path, hint="make room, then go on with --resume"):
         path.parent.mkdir(exist_ok=True)
         with written_aside(path) as aside:
-            save_image(images, aside, format="png", nrow=8, padding=1)
+            save_image(images, aside, format="png", nrow=columns, padding=1)

@@ -12,14 +12,24 @@ from torch import nn
 from ..config import PredictionType, TeachConfig
 from ..core.losses import epsilon_of, noisy_of, task_loss
 from ..errors import UserError
+from ..pipelines.conditioning import Conditioning
 from ..pipelines.seeds import seeded_generator
 from ..sources.images import open_images
 from ..sources.teacher import load_teacher
+from .classes import classes_of_data
 from .gradient import Batch
 from .run import open_run
 from .run_folder import settings_text
 
 log = logging.getLogger("ddpm_redistill")
+
+TAKEN = {
+    "sample_size": "image_size",
+    "in_channels": "channels",
+    "out_channels": "channels",
+    "num_class_embeds": "class_conditional",
+}
+"""Arguments of UNet2DModel that are not given in ``unet``, and the setting that each comes from."""
 
 
 def teach(
@@ -37,8 +47,10 @@ def teach(
     run = open_run(config, resume=resume, anyway=resume_anyway)
     size, channels, on_bad_image = config.image_size, config.channels, config.on_bad_image
     images = open_images(config.data, image_size=size, channels=channels, on_bad_image=on_bad_image)
-    unet, scheduler = build_teacher(config)
-    records = run.records({"data": images.description}, {"data_sha256": images.fingerprint})
+    classes = classes_of_data(images, config.training) if config.class_conditional else None
+    unet, scheduler = build_teacher(config, classes.conditioning if classes else None)
+    contents = {"data_sha256": images.fingerprint, **(classes.records() if classes else {})}
+    records = run.records({"data": images.description}, contents)
     log.info("%s\ndata: %s", settings_text(config), images.description)
     if dry_run:
         return None
@@ -49,18 +61,23 @@ def teach(
             timesteps, noise = batch["timesteps"], batch["noise"]
             abar = alphas_cumprod[timesteps]
             noisy = noisy_of(batch["images"], noise, abar)
-            prediction = network(noisy, timesteps).sample.float()
+            prediction = network(noisy, timesteps, batch.get("class_labels")).sample.float()
             epsilon = epsilon_of(prediction, noisy, abar, scheduler.config.prediction_type)
             return {"task": task_loss(epsilon, noise)}
 
-        return run.train(unet, scheduler, lambda _: objective, {"task": 1.0}, images, "teacher")
+        return run.train(unet, scheduler, lambda _: objective, {"task": 1.0}, images, "teacher", classes=classes)
 
 
-def build_teacher(config: TeachConfig) -> tuple[UNet2DModel, DDPMScheduler]:
-    """A fresh network and schedule. Raises UserError for arguments that diffusers does not take."""
-    taken = {"sample_size": config.image_size, "in_channels": config.channels, "out_channels": config.channels}
+def build_teacher(config: TeachConfig, conditioning: Conditioning | None = None) -> tuple[UNet2DModel, DDPMScheduler]:
+    """A fresh network, of these classes, and schedule. Raises UserError for arguments that diffusers does not take."""
+    embeddings = conditioning.num_classes + (conditioning.null is not None) if conditioning else None
+    values = {"image_size": config.image_size, "channels": config.channels, "class_conditional": embeddings}
+    taken = {key: values[setting] for key, setting in TAKEN.items()}
     for section, given, target in (("unet", config.unet, UNet2DModel), ("scheduler", config.scheduler, DDPMScheduler)):
-        unknown = set(given) - set(target._get_init_keys(target)) | (set(given) & set(taken))
+        told = {key for key, value in given.items() if value is not None}
+        for key in sorted(told & set(TAKEN)):
+            raise UserError(f"{section}.{key} comes from {TAKEN[key]}: set that instead")
+        unknown = set(given) - set(target._get_init_keys(target)) | (told & {"class_embed_type"})
         if unknown:
             raise UserError(f"{section}.{sorted(unknown)[0]} is not a setting here: see diffusers' {target.__name__}")
     # diffusers' own initialisation draws from the global random state.
@@ -70,8 +87,6 @@ def build_teacher(config: TeachConfig) -> tuple[UNet2DModel, DDPMScheduler]:
         scheduler = DDPMScheduler(**config.scheduler)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"diffusers refuses the unet or scheduler of this config: {error}") from error
-    if unet.class_embedding is not None:
-        raise UserError("the unet of this config is class-conditional, and nothing here is trained on labels yet")
     if scheduler.config.num_train_timesteps < 1:
         raise UserError(f"scheduler.num_train_timesteps must be at least 1, not {scheduler.config.num_train_timesteps}")
     if scheduler.config.prediction_type not in get_args(PredictionType):
@@ -81,21 +96,30 @@ def build_teacher(config: TeachConfig) -> tuple[UNet2DModel, DDPMScheduler]:
         need = f"as {strided} down-samplers need"
         raise UserError(f"image_size {config.image_size} does not divide by {2**strided}, {need}")
     if config.start:
-        _start_from(config.start, unet, scheduler)
+        _start_from(config.start, unet, scheduler, conditioning)
     return unet, scheduler
 
 
-def _start_from(ref: str, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
-    """Load the weights of a pretrained DDPM. Raises UserError naming what differs, where equal shapes might hide it."""
+def _start_from(ref: str, unet: UNet2DModel, scheduler: DDPMScheduler, conditioning: Conditioning | None) -> None:
+    """Load the weights of a pretrained DDPM, of one without classes all but the class embeddings, which become zero.
+
+    Raises UserError naming what differs, where equal shapes might hide it.
+    """
     teacher = load_teacher(ref)
+    new_classes = conditioning is not None and teacher.unet.config.num_class_embeds is None
     if type(teacher.unet) is not UNet2DModel:
         raise UserError(f"start: {ref} is a student, give a UNet2DModel: distill goes on from students")
     for theirs, ours, keys in (
-        (teacher.unet.config, unet.config, unet.config.keys() - {"sample_size"}),
+        (teacher.unet.config, unet.config, unet.config.keys() - {"sample_size", "num_class_embeds" * new_classes}),
         (teacher.scheduler.config, scheduler.config, {"prediction_type", "num_train_timesteps"}),
     ):
         for key in sorted(key for key in keys if not key.startswith("_")):
             was, now = (list(value) if isinstance(value, tuple) else value for value in (theirs[key], ours[key]))
             if was != now:
                 raise UserError(f"start: {ref} has {key} {was}, and this config {now}: say the same in the config")
-    unet.load_state_dict(teacher.unet.state_dict())
+    if conditioning is not None and teacher.id2label not in (None, conditioning.id2label):
+        raise UserError(f"start: {ref} has other classes than the data: {', '.join(teacher.id2label.values())[:200]}")
+    state = dict(teacher.unet.state_dict())
+    if new_classes:
+        state["class_embedding.weight"] = torch.zeros_like(unet.class_embedding.weight)
+    unet.load_state_dict(state)

@@ -27,6 +27,7 @@ COLUMNS = {  # of a row: its heading, and which values are better (1 higher, -1 
     "training_steps": ("Steps trained", 0),
     "num_images": ("Images", 0),
     "num_inference_steps": ("Sampling steps", 0),
+    "guidance": ("Guidance", 0),
     "to_data": ("{frechet} to data", -1),
     "kid": ("KID to data", -1),
     "precision": ("Precision", 1),
@@ -39,7 +40,7 @@ COLUMNS = {  # of a row: its heading, and which values are better (1 higher, -1 
     "weights": ("Weights, MiB", -1),
     "images_per_second": ("Images/s", 1),
 }
-SAMPLING = ("num_inference_steps", "scheduler", "spacing", "eta", "dtype")
+SAMPLING = ("num_inference_steps", "scheduler", "spacing", "eta", "dtype", "guidance")
 Row = dict[str, Any]
 
 
@@ -116,7 +117,7 @@ def _run_row(name: str, path: Path, report: dict[str, Any]) -> Row:
         "recipe": _word(config.get("recipe")),
         "prediction_type": _word(plan.get("prediction_type")),
         "training_steps": figure(part(config, "training").get("steps")),
-        **_sampling(report),
+        **_sampling(report, "student"),
         **_distances(part(report, "distances"), "student"),
         **{key: figure(part(report, "paired", key).get("mean")) for key in ("ssim", "psnr")},
         **_cost(report, "student"),
@@ -132,7 +133,7 @@ def _teacher_row(report: dict[str, Any]) -> Row | None:
     return {
         "name": f"Teacher {_word(provenance.get('teacher')) or ''}".strip(),
         "sha256": _word(provenance.get("teacher_sha256")),
-        **_sampling(report),
+        **_sampling(report, "teacher"),
         **_distances(part(report, "distances"), "teacher"),
         **_cost(report, "teacher"),
     }
@@ -144,7 +145,7 @@ def _same_teacher(one: Row, other: Row) -> bool:
     return all(one[key] == other[key] for key in keys)
 
 
-def _sampling(report: dict[str, Any]) -> Row:
+def _sampling(report: dict[str, Any], who: str) -> Row:
     distances, provenance = part(report, "distances"), part(report, "provenance")
     steps = figure(distances.get("num_inference_steps"))
     return {
@@ -152,6 +153,7 @@ def _sampling(report: dict[str, Any]) -> Row:
         "num_inference_steps": figure(provenance.get("num_inference_steps")) if steps is None else steps,
         "scheduler": _word(provenance.get("scheduler")),
         **{key: _word(provenance.get(key)) for key in ("spacing", "eta", "dtype")},
+        "guidance": figure(part(report, "speed", who).get("guidance")),
         "seed": figure(provenance.get("seed")),
     }
 

@@ -64,7 +64,10 @@ def _section(table: Table) -> str:
         rows.append([h.cell(row["name"], _settings(row) if is_run else "reference"), *cells])
     titles = ["Run", *(COLUMNS[name][0].format(frechet=frechet) for name in columns)]
     how = {tuple(row[key] for key in SAMPLING) for row in table.runs}
-    mixed = "These runs were sampled differently (steps, sampler or precision): the distances show that difference too."
+    mixed = (
+        "These runs were sampled differently (steps, sampler, precision or guidance): the distances show that"
+        " difference too."
+    )
     teachers = "These runs have different teachers: what is measured against the teacher is against different networks."
     lead = "Bold: the best run of its column. " if len(table.runs) > 1 else ""
     lead += (

@@ -29,8 +29,9 @@ MEMORY = {
 BARS_ALT = "Bars of the named memory peaks: the numbers of the table above"
 
 
-def samples_section(grids: Mapping[str, Image.Image], compared: bool, same_noise: bool) -> str:
-    """``same_noise``: the student's images were sampled with the teacher's, not made elsewhere."""
+def samples_section(grids: Mapping[str, Image.Image], compared: bool, same_noise: bool, by_class: bool = False) -> str:
+    """``same_noise``: the student's images were sampled with the teacher's, not made elsewhere; ``by_class``: a column
+    of a grid is a class."""
     known = {"teacher": "Teacher", "student": "Student" if compared else "Model", "data": "Data"}
     shown = []
     for name, image in grids.items():
@@ -41,7 +42,9 @@ def samples_section(grids: Mapping[str, Image.Image], compared: bool, same_noise
         return ""
     both = same_noise and {"teacher", "student"} <= {name.lower() for name in grids}
     lead = "The same place in the grids of teacher and student starts from the same noise." if both else ""
-    return h.section("Samples", h.paragraph(lead) if lead else "", f'<div class="grids">{"".join(shown)}</div>')
+    lead = " ".join(filter(None, ["A column with a title is one class." if by_class else "", lead]))
+    layout = "grids classed" if by_class else "grids"
+    return h.section("Samples", h.paragraph(lead) if lead else "", f'<div class="{layout}">{"".join(shown)}</div>')
 
 
 def memory_section(memory: dict[str, Any], timelines: Mapping[str, Sequence[TimelinePoint]]) -> str:
@@ -94,6 +97,8 @@ def speed_section(speed: dict[str, Any], memory: dict[str, Any]) -> str:
         "seconds": "Seconds in all",
         "num_images": "Images",
         "num_inference_steps": "Steps per image",
+        "guidance": "Guidance, 1 is none",
+        "passes_per_step": "Network passes a step",
         "batch_size": "Batch size",
         "parameters": "Parameters",
         "macs": "MACs of one forward pass",

@@ -48,6 +48,8 @@ figure { margin: 0 }
 figcaption { font-size: 15px; font-weight: 600; margin-bottom: 8px }
 img { display: block; max-width: 100%; height: auto }
 .grids img { width: 100%; max-width: 640px; image-rendering: pixelated }
+.classed { display: flex; flex-wrap: wrap }
+.classed img { width: auto; max-width: 100% }
 .chart { margin-top: 24px; max-width: 640px }
 .nearest { margin: 16px 0 24px }
 .scroll { overflow-x: auto }
@@ -77,6 +79,7 @@ strong { font-weight: 700; color: var(--accent) }
 .compare thead th { white-space: normal; vertical-align: bottom; font-size: 12px }
 .compare tbody th { min-width: 150px; font-weight: 600; overflow-wrap: anywhere }
 .compare small { font-size: 12px }
+.classes tbody th { min-width: 70px }
 .reference th, .reference td { color: var(--soft) }
 .facts th { width: 34%; color: var(--soft); font-weight: 400; overflow-wrap: anywhere }
 .facts td { overflow-wrap: anywhere }

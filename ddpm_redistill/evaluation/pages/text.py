@@ -3,6 +3,7 @@ was damaged by hand still gives a page."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,6 +101,17 @@ def frechet_of(distances: Mapping[str, Any]) -> str:
         return str(named)
     pairs = [part(distances, pair) for pair in distances]
     return next((name for name in ("fid", "fd_efficientnet_lite0") if any(name in pair for pair in pairs)), "fid")
+
+
+def worst_first(classes: Mapping[str, Any], kid: str) -> list[dict[str, Any]]:
+    """The rows of a report's "classes", those of the largest KID first (the student's, where it has one, else the
+    teacher's) and those without one last."""
+
+    def order(row: dict[str, Any]) -> float:
+        found = [figure(part(row, pair).get(kid)) for pair in ("student_to_data", "teacher_to_data")]
+        return -next((value for value in found if value is not None), -math.inf)
+
+    return sorted(filter(None, map(part, listed(classes.get("by_class")))), key=order)
 
 
 def kid_of(distances: Mapping[str, Any]) -> str:
