@@ -1,4 +1,4 @@
-"""Do images show the classes that were asked for? A classifier's agreement, by model and guidance, beside distance and speed.
+"""Do images show the classes that were asked for? A classifier's agreement beside distance and speed.
 
     python benchmarks/class_agreement.py runs/digits_classes/teacher runs/digits_classes_x2/student \
         runs/digits_classes_guided_x2/student --guidance 1.5
@@ -108,7 +108,10 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def table(rows: list[Row]) -> str:
     """A line for each row; agreement as points above the first model's at the same guidance, speed as a ratio."""
-    lines = [f"{'model':<44} {'guidance':>8} {'passes':>6} {'agreement':>9} {'points':>7} {'fd':>8} {'kid':>7} {'images/s':>9} {'ratio':>6}"]
+    lines = [
+        f"{'model':<44} {'guidance':>8} {'passes':>6} {'agreement':>9} {'points':>7} {'fd':>8} {'kid':>7}"
+        f" {'images/s':>9} {'ratio':>6}"
+    ]
     for row in rows:
         base = next(each for each in rows if each.guidance == row.guidance)
         lines.append(

@@ -55,7 +55,7 @@ class Conditioning:
         """
         if guidance_scale is None or guidance_scale == self.learned_guidance:
             return False
-        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+        if not is_scale(guidance_scale):
             raise ValueError(f"guidance must be a finite number from 0 on, not {guidance_scale}")
         if self.learned_guidance is not None:
             raise ValueError(
@@ -72,17 +72,20 @@ class Conditioning:
         return True
 
 
-def conditioning_of(
-    config: Mapping[str, Any], id2label: Mapping[Any, str] | None, learned_guidance: float | None = None
-) -> Conditioning | None:
+def conditioning_of(config: Mapping[str, Any], id2label: Any, learned_guidance: Any = None) -> Conditioning | None:
     """Of a network with this config, and ``id2label`` of its pipeline's ``model_index.json``; None without classes.
 
     ``id2label`` names the classes by their numbers (keys are text in JSON), as diffusers' DiT pipelines do; of one
     embedding more than it names the last is the null class. Without it every embedding is a class.
 
     Raises:
-        ValueError: ``id2label`` is not of these embeddings.
+        ValueError: ``id2label``, a mapping or None, or ``learned_guidance``, a number or None, is of another kind, or
+            not of these embeddings.
     """
+    if not isinstance(id2label, Mapping | None):
+        raise ValueError("id2label must be an object")
+    if learned_guidance is not None and not (type(learned_guidance) in (int, float) and is_scale(learned_guidance)):
+        raise ValueError("learned_guidance must be a finite number from 0 on")
     embeddings = config.get("num_class_embeds")
     if embeddings is None:
         if id2label or learned_guidance is not None:
@@ -102,6 +105,11 @@ def conditioning_of(
             " the last is the null class"
         )
     return Conditioning(names, len(names) if embeddings > len(names) else None, learned_guidance)
+
+
+def is_scale(value: float) -> bool:
+    """Can this be a guidance scale?"""
+    return math.isfinite(value) and value >= 0
 
 
 def labels_of(images: range, turns: Sequence[int], device: torch.device) -> Tensor:

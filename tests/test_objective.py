@@ -114,7 +114,9 @@ def test_the_clip_of_the_teachers_scheduler_is_the_one_that_counts(networks) -> 
         loss = LossConfig(**{**OFF, "task": 1.0, "output": 1.0, "clip_sample": clip_sample})
         with comparing(teacher.unet, student, plan, ()) as compared:
             objective = distillation_objective(other, plan, loss, compared, torch.device("cpu"))
-            return objective(lambda noisy, timesteps, labels: SimpleNamespace(sample=torch.full_like(noisy, value)), batch)
+            return objective(
+                lambda noisy, timesteps, labels: SimpleNamespace(sample=torch.full_like(noisy, value)), batch
+            )
 
     assert plan.prediction_type == "sample"
     assert parts_of(True, True, -3.0)["task"] == 0

@@ -4,7 +4,6 @@ What is checked here is checked before any weight is read; ``teacher.py`` loads 
 """
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -205,13 +204,8 @@ def _check_index(root: Path) -> dict[str, Any]:
 
 def _check_classes(root: Path, config: dict[str, Any], classes: dict[str, Any]) -> None:
     """Raises UserError when what model_index.json says of classes is not of this network."""
-    names, learned = classes["id2label"], classes["learned_guidance"]
     try:
-        if not isinstance(names, dict | None):
-            raise ValueError("id2label must be an object")
-        if learned is not None and not (type(learned) in (int, float) and math.isfinite(learned) and learned >= 0):
-            raise ValueError("learned_guidance must be a finite number from 0 on")
-        conditioning_of(config, names, learned)
+        conditioning_of(config, **classes)
     except ValueError as error:
         raise UserError(f"{root / 'model_index.json'} is not of its network: {one_line(error)}") from error
 

@@ -136,10 +136,4 @@ def _check_classes(network: dict[str, Any], id2label: Any, learned_guidance: Any
     embeddings = network.get("num_class_embeds", 1)
     if type(embeddings) is not int or not 1 <= embeddings <= LARGEST_BY_NAME["num_class_embeds"]:
         raise ValueError(f"{embeddings!r} is no number of class embeddings")
-    if not isinstance(id2label, dict | None):
-        raise ValueError("id2label must be an object")
-    if learned_guidance is not None and not (
-        type(learned_guidance) in (int, float) and math.isfinite(learned_guidance) and learned_guidance >= 0
-    ):
-        raise ValueError("learned_guidance must be a finite number from 0 on")
     conditioning_of(network, id2label, learned_guidance)

@@ -71,8 +71,11 @@ def distill(
             steps, device = config.training.steps, run.accelerator.device
             null = classes.conditioning.null if classes else None
             objective_at = objective_of_steps(teacher, plan, config.loss, compared, steps, device, null)
-            own = {"loss_modules": regressors, "classes": classes}
-            return run.train(student, scheduler, objective_at, weights, images, "student", **own)
+            return run.train(
+                *(student, scheduler, objective_at, weights, images, "student"),
+                loss_modules=regressors,
+                classes=classes,
+            )
 
 
 def describe(teacher: Teacher) -> dict[str, Any]:
