@@ -91,7 +91,7 @@ def training(teacher: str, data: str, folder: Path, mode: Dispatched, kernels: C
         return true_rate(step, config)
 
     config = TrainingConfig(steps=STEPS, batch_size=BATCH, log_every=STEPS, sample_every=0, **settings)
-    loss = LossConfig(feature_share=0.5)
+    loss = LossConfig(task=1.0, output=0.0, feature_share=0.5)  # of any checkout, whatever its recipes are called
     whole = DistillConfig(teacher=teacher, data=data, output_dir=str(folder), loss=loss, training=config)
     with ExitStack() as stack:
         stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))  # the progress bar

@@ -32,10 +32,10 @@ class Job:
     config: dict[str, Any] | None = None
 
     @classmethod
-    def training(cls, config: DistillConfig, num_images: int, sampling_steps: int) -> "Job":
+    def training(cls, config: DistillConfig, data: str, num_images: int, sampling_steps: int) -> "Job":
         folder, model = config.output_dir, str(Path(config.output_dir) / "student")
         settings = {"num_images": num_images, "sampling_steps": sampling_steps}
-        return cls(folder=folder, model=model, data=config.data, config=asdict(config), **settings)
+        return cls(folder=folder, model=model, data=data, config=asdict(config), **settings)
 
     def result(self) -> dict[str, Any] | None:
         """What an earlier call found, if it measured as this one would."""
@@ -83,10 +83,10 @@ def training_time(folder: Path, training: dict[str, Any]) -> dict[str, float]:
 
 
 def distances(job: Job) -> dict[str, float]:
-    """Frechet distance and KID of the model to the data, at equal n."""
+    """Frechet distance, KID, precision and recall of the model to the data, at equal n."""
     from ddpm_redistill.evaluation.extractors import choose_extractor
     from ddpm_redistill.evaluation.feature_cache import cached_features
-    from ddpm_redistill.evaluation.metrics import extract_features, frechet_and_kid
+    from ddpm_redistill.evaluation.metrics import extract_features, frechet_distance, kid_and_precision
     from ddpm_redistill.evaluation.reference import reference_images
     from ddpm_redistill.evaluation.sampling import open_for_sampling, sample_images
 
@@ -101,7 +101,11 @@ def distances(job: Job) -> dict[str, float]:
         batch_size=SAMPLING["batch_size"],
         seed=seed,
     )
-    return frechet_and_kid(extract_features(samples.images, extractor), data)
+    features = extract_features(samples.images, extractor)
+    figures = kid_and_precision(features, data)
+    wanted = (extractor.kid_name, f"{extractor.kid_name}_std", "precision", "recall")
+    found = {key: figures[key] for key in wanted if key in figures}
+    return {extractor.fid_name: frechet_distance(features, data), **found}
 
 
 def end_with_parent() -> None:

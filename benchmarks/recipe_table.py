@@ -41,6 +41,8 @@ def summarise(found: list[dict[str, Any]], baseline: str) -> list[Row]:
                 "mean": mean(values.values()),
                 "lowest": min(values.values()),
                 "highest": max(values.values()),
+                "kid": _mean_of(runs, "kid_"),
+                "recall": _mean_of(runs, "recall"),
                 "ratio": mean(values[s] for s in shared) / mean(other[s] for s in shared) if shared else None,
                 "seconds": mean(run["seconds"] for run in runs.values()),
                 "images_per_second": mean(run["images_per_second"] for run in runs.values()),
@@ -48,6 +50,12 @@ def summarise(found: list[dict[str, Any]], baseline: str) -> list[Row]:
             }
         )
     return sorted(rows, key=lambda row: (row["steps"], row["mean"]))
+
+
+def _mean_of(runs: dict[int, dict[str, Any]], prefix: str) -> float | None:
+    """Over the seeds, of the first distance whose name begins so; None where a run has none."""
+    values = [next((v for k, v in run["distances"].items() if k.startswith(prefix)), None) for run in runs.values()]
+    return None if None in values else mean(v for v in values if v is not None)
 
 
 def table_text(rows: list[Row], teacher: dict[str, Any] | None, baseline: str) -> str:
@@ -59,18 +67,25 @@ def table_text(rows: list[Row], teacher: dict[str, Any] | None, baseline: str) -
     lines = [
         f"{metric} to {run['data']}, {run['num_images']} images, {run['num_inference_steps']} DDIM steps",
         f"{'arm':<{width}}{'steps':>8}{'seeds':>7}{'mean':>10}{'lowest':>10}{'highest':>10}"
-        f"  {ratio_title:>{wide}}{'seconds':>10}{'images/s':>10}",
+        f"  {ratio_title:>{wide}}{'KID':>8}{'recall':>8}{'seconds':>10}{'images/s':>10}",
     ]
     for row in rows:
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.3f}x"
         lines.append(
             f"{row['arm']:<{width}}{row['steps']:>8}{len(row['seeds']):>7}"
             f"{row['mean']:>10.1f}{row['lowest']:>10.1f}{row['highest']:>10.1f}"
-            f"  {ratio:>{wide}}{row['seconds']:>10.0f}{row['images_per_second']:>10.1f}"
+            f"  {ratio:>{wide}}{_shown(row['kid'])}{_shown(row['recall'])}"
+            f"{row['seconds']:>10.0f}{row['images_per_second']:>10.1f}"
         )
     if teacher is not None:
-        lines.append(f"{'teacher':<{width}}{'':>15}{teacher['distances'][metric]:>10.1f}")
+        own = {0: teacher}
+        figures = f"{_shown(_mean_of(own, 'kid_'))}{_shown(_mean_of(own, 'recall'))}"
+        lines.append(f"{'teacher':<{width}}{'':>15}{teacher['distances'][metric]:>10.1f}{'':>{22 + wide}}{figures}")
     return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return f"{'-' if value is None else format(value, '.3f'):>8}"
 
 
 def plot(rows: list[Row], teacher: dict[str, Any] | None, path: Path) -> None:

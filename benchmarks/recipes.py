@@ -2,6 +2,8 @@
 
     python benchmarks/recipes.py --arms default redistill --steps 200 400 --seeds 0 1 2 --output_dir runs/recipes
     python benchmarks/recipes.py --arms default@200 redistill@200 redistill@4000 --workers 2
+    python benchmarks/recipes.py --teacher FOLDER --data train.npz --test_data test.npz --horizontal_flip \
+        --learning_rate 1e-3 --mixed_precision bf16 --arms natural@600 saturated@600 --output_dir runs/recipes_photos
 
 An arm is a file of configs/recipes: what it says is all in which it differs from the others. A run is an arm, a number
 of steps and a seed, in OUTPUT_DIR/ARM-STEPS-SEED, with a whole schedule of its own: the learning rate is 0 at its last
@@ -72,6 +74,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--baseline", default="default", help="the arm that the ratios at equal steps are to")
     parser.add_argument("--teacher", default="builtin:digits")
     parser.add_argument("--data", default="builtin:digits")
+    parser.add_argument("--test_data", help="what distances are to; default: the data")
+    parser.add_argument("--horizontal_flip", action="store_true", help="of half of the images that are trained on")
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the trainings")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=4e-3, help="of the arms that do not say theirs")
     parser.add_argument("--num_images", type=int, default=1000, help="of each set that is measured")
@@ -85,7 +90,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def compare(arguments: argparse.Namespace) -> int:
     """0; or 1 when a run failed."""
     runs = plan_runs(arguments)
-    measure = {key: getattr(arguments, key) for key in ("data", "num_images", "sampling_steps")}
+    measure = {key: getattr(arguments, key) for key in ("num_images", "sampling_steps")}
+    measure["data"] = arguments.test_data or arguments.data
     output = arguments.output_dir
     teacher = Run("teacher", 0, 0, Job(folder=str(output / "teacher"), model=arguments.teacher, **measure))
     if not arguments.table_only:
@@ -148,16 +154,19 @@ def plan_runs(arguments: argparse.Namespace) -> list[Run]:
         for arm, steps in pairs:
             config = arm_config(arm, steps, seed, arguments)
             check_same(config)
-            job = Job.training(config, arguments.num_images, arguments.sampling_steps)
+            job = Job.training(
+                config, arguments.test_data or arguments.data, arguments.num_images, arguments.sampling_steps
+            )
             runs.append(Run(arm, steps, seed, job))
     return runs
 
 
 def arm_config(arm: str, steps: int, seed: int, arguments: argparse.Namespace) -> DistillConfig:
-    """The config of a run: the harness's settings, the arm's file, and what no arm may say. Raises UserError."""
+    """The config of a run: the harness's settings, the arm's file, and what no arm may say; the rest is open, and for
+    the run to settle. Raises UserError."""
     path = ARMS / f"{arm}.yaml"
     shared = {"steps": steps, "batch_size": arguments.batch_size, **HOUSEKEEPING}
-    fixed = {key: getattr(arguments, key) for key in ("teacher", "data")}
+    fixed = {key: getattr(arguments, key) for key in ("teacher", "data", "horizontal_flip")}
     fixed |= {"seed": seed, "output_dir": arguments.output_dir / f"{arm}-{steps}-{seed}"}
     try:
         own = yaml.safe_load(path.read_text()) or {}
@@ -168,29 +177,31 @@ def arm_config(arm: str, steps: int, seed: int, arguments: argparse.Namespace) -
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--config", action="config")
         parser.add_class_arguments(DistillConfig, as_group=False)
-        given = {**DEFAULTS, "learning_rate": arguments.learning_rate}
+        given = {**DEFAULTS, **{key: getattr(arguments, key) for key in ("learning_rate", "mixed_precision")}}
         argv = [f"--training.{key}={value}" for key, value in given.items()] + [f"--config={path}"]
         argv += [f"--{key}={value}" for key, value in fixed.items()]
         argv += [f"--training.{key}={value}" for key, value in shared.items()]
-        return resolve(DistillConfig(**as_settings(parser.parse_args(argv), DistillConfig)))
+        config = DistillConfig(**as_settings(parser.parse_args(argv), DistillConfig))
+        resolve(config)
+        return config
     except (UserError, ArgumentError, yaml.YAMLError, AttributeError, TypeError) as error:
         raise UserError(f"arm {arm}, {path}: {' '.join(str(error).split())}") from error
 
 
 def check_same(config: DistillConfig) -> None:
-    """Raises UserError if the run's folder holds a run of other settings. A setting that only one of the two programs
-    knew is passed over: a run is not lost to every new option."""
+    """Raises UserError if the run's folder holds a run of other settings. What is open is passed over, and so is a
+    setting that only one of the two programs knew: a run is not lost to every new option."""
     path = Path(config.output_dir) / "config.yaml"
     before = yaml.safe_load(path.read_text()) if path.is_file() else {}
     for key, value, was in both(yaml.safe_load(yaml.safe_dump(asdict(config))), before):
-        if value != was:
+        if value not in (None, was):
             raise UserError(f"{config.output_dir}: {key} was {was} and is now {value}; give another --output_dir")
 
 
 def both(now: dict[str, Any], before: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(key, now, before) of the settings in both, those of nested groups by their dotted names."""
     found = []
-    for key in now.keys() & before.keys() - {"output_dir"}:
+    for key in now.keys() & before.keys() - {"output_dir", "recipe"}:
         if isinstance(now[key], dict):
             found += both(now[key], before[key], f"{key}.")
         else:

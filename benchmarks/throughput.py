@@ -2,20 +2,20 @@
 
     python benchmarks/throughput.py                                      # the CIFAR-10 architecture, batch 16
     python benchmarks/throughput.py --architecture digits --steps 20     # the embedded one, batch 32
-    python benchmarks/throughput.py --rows default default+bf16 --json
+    python benchmarks/throughput.py --rows natural saturated+bf16 --json
 
 A row is a run of ``distill`` as a person starts it, with its draws, average, checks and logging, and between any two of
 its steps one of the plain loop, on a student of the same layers, so that a slow moment of the machine falls on both:
 ratios are of medians. Row ``redistill`` computes what the plain loop does, and the losses are compared. The other rows
-train on another loss (what each costs in distance: docs/recipe.md): ``default`` on what the recipe of that name says, a
-share of its steps with a pass of the teacher and the others without; ``unaligned`` without any (``--loss.red 0``);
-``output`` with the teacher's output as the target. ``+bf16`` is ``--training.mixed_precision bf16``, the teacher's pass
-included. ``+processes`` is ``default`` again on the same threads, as one process for each (torchrun), after the others:
-its ratio is to the plain loop of row ``default``, in float32.
+train on another loss (what each costs in distance: docs/recipe.md): ``natural`` and ``saturated`` on what the recipes of
+these names say, the second with a pass of the teacher in a share of its steps; ``unaligned`` without any (``--loss.red
+0``); ``output`` with the teacher's output as the target. ``+bf16`` is ``--training.mixed_precision bf16``, the teacher's
+pass included. ``+processes`` is ``saturated`` again on the same threads, as one process for each (torchrun), after the
+others: its ratio is to the plain loop of row ``saturated``, in float32.
 
 Where the time of our step goes is taken in the same run, by wrapping the callables; ``rest`` is the arithmetic of the
 losses, the check for NaN, logging. With ``--compile`` a step is one compiled whole, and all of it is ``rest``. In
-``--json``, ``ratio`` is the best of the rows of ``default``, named in ``ratio_of``, else the first row's.
+``--json``, ``ratio`` is the best of the rows of ``saturated``, named in ``ratio_of``, else the first row's.
 """
 
 import argparse
@@ -62,13 +62,14 @@ from ddpm_redistill.training import loop
 from ddpm_redistill.training.draws import Draws
 from ddpm_redistill.training.run_folder import settings_text
 
-PROCESSES = ("default+processes", "default+bf16+processes")
-ROWS = [name + precision for precision in ("", "+bf16") for name in ("redistill", "output", "default", "unaligned")]
+PROCESSES = ("saturated+processes", "saturated+bf16+processes")
+NAMES = ("redistill", "output", "natural", "saturated", "unaligned")
+ROWS = [name + precision for precision in ("", "+bf16") for name in NAMES]
 ROWS += PROCESSES
 COMPILE = ("off", "cudagraphs", "default", "reduce-overhead")
 PARTS = ("data", "teacher", "student forward", "backward", "optimizer", "EMA", "rest")
 LEARNING_RATE = 2e-4
-MEASURED_SHARE = 0.5  # of the steps of row default have a teacher, so that there are some of each kind
+MEASURED_SHARE = 0.5  # of the steps of row saturated have a teacher, so that there are some of each kind
 LOSSES = {"output": LossConfig(task=0.0, output=1.0, red=0.0), "unaligned": LossConfig(red=0.0)}
 
 
@@ -100,9 +101,9 @@ def config_of(
         teacher=teacher,
         data=data,
         output_dir=str(folder),
-        recipe="redistill" if name == "redistill" else "default",
+        recipe=name if name in RECIPES else "saturated",  # type: ignore[arg-type]
         student=StudentConfig(reduction=reduction),  # type: ignore[arg-type]
-        loss=LossConfig(feature_share=MEASURED_SHARE) if name == "default" else LOSSES.get(name, LossConfig()),
+        loss=LossConfig(feature_share=MEASURED_SHARE) if name == "saturated" else LOSSES.get(name, LossConfig()),
         training=training,
     )
 
@@ -169,13 +170,13 @@ def timed_parts(spent: dict[str, float]) -> Iterator[None]:
 
 
 def typical(steps: list[dict[str, float]], config: DistillConfig) -> dict[str, float]:
-    """A step's seconds by part, the steps (from the run's second) being of two kinds in ``default``: the medians with
+    """A step's seconds by part, the steps (from the run's second) being of two kinds in ``saturated``: the medians with
     the terms on maps and without, weighted by the recipe's share of each, not by that of this short run."""
-    if config.recipe != "default" or config.loss.feature_share is None:
+    if config.recipe != "saturated" or config.loss.feature_share is None:
         kinds = [(1.0, steps)]
     else:
         last = round(config.loss.feature_share * config.training.steps) - 1
-        share = RECIPES["default"]["loss"]["feature_share"]
+        share = RECIPES["saturated"]["loss"]["feature_share"]
         kinds = [(share, steps[:last]), (1 - share, steps[last:])]
     names = {name for step in steps for name in step}
     return {
@@ -273,10 +274,10 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object instead")
     arguments = parser.parse_args()
-    if set(PROCESSES) & set(arguments.rows) and "default" not in arguments.rows:
-        parser.error("the rows of several processes are against the plain loop of row default: name that too")
+    if set(PROCESSES) & set(arguments.rows) and "saturated" not in arguments.rows:
+        parser.error("the rows of several processes are against the plain loop of row saturated: name that too")
     if arguments.steps < 2:
-        parser.error("--steps must be at least 2: row default has steps with a teacher and steps without")
+        parser.error("--steps must be at least 2: row saturated has steps with a teacher and steps without")
     if arguments.batch_size is None:
         arguments.batch_size = 32 if arguments.architecture == "digits" else 16
     torch.set_num_threads(arguments.threads)
@@ -291,7 +292,7 @@ def main() -> None:
         for row in (row for row in configs if row not in PROCESSES):
             results[row] = measure(configs[row], plain_loop(teacher, configs[row], Path(name) / f"{row}-plain"))
         for row in (row for row in configs if row in PROCESSES):
-            results[row] = measure_processes(configs[row], arguments.threads, results["default"]["plain"])
+            results[row] = measure_processes(configs[row], arguments.threads, results["saturated"]["plain"])
     ratios = {row: result["plain"] / result["ours"] for row, result in results.items()}
     settings = ("architecture", "reduction", "batch_size", "steps", "threads", "compile")
     setting = {key: getattr(arguments, key) for key in settings}
@@ -299,7 +300,7 @@ def main() -> None:
     exact = results.get("redistill", {}).get("loss_difference")
     if arguments.json:
         of = max(
-            (row for row in ratios if row.startswith("default")), key=ratios.__getitem__, default=arguments.rows[0]
+            (row for row in ratios if row.startswith("saturated")), key=ratios.__getitem__, default=arguments.rows[0]
         )
         figures = {"ratio": ratios[of], "ratio_of": of, "ratios": ratios, "loss_difference": exact, "rows": results}
         print(json.dumps({**setting, **figures}))

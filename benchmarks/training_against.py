@@ -56,14 +56,15 @@ def training_seconds(architecture: str, batch_size: int, steps: int) -> float:
     """Median of a step of ``distill``, its first left out."""
     from throughput import inputs_of
 
-    from ddpm_redistill import DistillConfig, TrainingConfig, distill
+    from ddpm_redistill import DistillConfig, LossConfig, TrainingConfig, distill
 
     with tempfile.TemporaryDirectory() as name:
         teacher, data = inputs_of(architecture, Path(name))
         training = TrainingConfig(
             steps=steps, batch_size=batch_size, log_every=1, sample_every=0, checkpoint_every=steps
         )
-        distill(DistillConfig(teacher=teacher, data=data, output_dir=f"{name}/run", training=training))
+        loss = LossConfig(task=1.0, output=0.0, feature_share=0.25)  # the same in both, whatever their recipes are
+        distill(DistillConfig(teacher=teacher, data=data, output_dir=f"{name}/run", loss=loss, training=training))
         lines = (Path(name) / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     elapsed = [row["step"] * batch_size / row["images_per_second"] for row in rows]

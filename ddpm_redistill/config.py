@@ -158,7 +158,9 @@ class DistillConfig:
         output_dir: the run folder; it must not hold a run yet, unless the run is resumed.
         image_size: pixels a side; None takes the teacher's sample size.
         horizontal_flip: flip half of the images left to right.
-        recipe: default (ours), redistill or redistill_cosine (the paper's); sets what student and loss leave open.
+        recipe: sets what student and loss leave open. natural (ours, for photographs), saturated (ours, for images
+            with many pixels at an end of the range, as digits on black), or default, the one of these two that the
+            data call for; redistill or redistill_cosine (the paper's).
         student: what is changed to make the student.
         loss: weights of the loss terms.
         training: the loop.
@@ -171,7 +173,7 @@ class DistillConfig:
     output_dir: str = "runs/distill"
     image_size: int | None = None
     horizontal_flip: bool = False
-    recipe: Literal["default", "redistill", "redistill_cosine"] = "default"
+    recipe: Literal["default", "natural", "saturated", "redistill", "redistill_cosine"] = "default"
     student: StudentConfig = field(default_factory=StudentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -239,45 +241,48 @@ PAPER_LOSS = {
     "feature_share": 1.0,
 }
 
+DEFAULT = "natural"
+"""The default recipe where nothing is known of the images."""
 GUIDED_LOSS = {"task": 0.0, "output": 1.0}
 """What ``loss.guidance`` makes of the weights that are left open."""
 
+OUR_STUDENT = {
+    "red_placement": "outer",
+    "red_norm": "batch",
+    "red_start": "identity",
+    "start": "teacher",
+    "head_start": "zero",
+    "prediction_type": "sample",
+}
+OUR_LOSS = {
+    **NO_TERM,
+    "red": 10.0,
+    "red_distance": "mse",
+    "weighting": "snr_plus_one",
+    "gamma": 2.0,
+    "clip_sample": True,
+}
+
 # What each recipe says for the settings that a config leaves open; docs/recipe.md says why.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    "default": {
-        "student": {
-            "red_placement": "outer",
-            "red_norm": "batch",
-            "red_start": "identity",
-            "start": "teacher",
-            "head_start": "zero",
-            "prediction_type": "sample",
-        },
-        "loss": {
-            **NO_TERM,
-            "task": 1.0,
-            "red": 10.0,
-            "red_distance": "mse",
-            "weighting": "snr_plus_one",
-            "gamma": 2.0,
-            "clip_sample": True,
-            "feature_share": 0.25,
-        },
-    },
+    "natural": {"student": OUR_STUDENT, "loss": {**OUR_LOSS, "task": 0.5, "output": 0.5, "feature_share": 1.0}},
+    "saturated": {"student": OUR_STUDENT, "loss": {**OUR_LOSS, "task": 1.0, "feature_share": 0.25}},
     "redistill": {"student": PAPER_STUDENT, "loss": {**PAPER_LOSS, "red_distance": "mse"}},
     "redistill_cosine": {"student": PAPER_STUDENT, "loss": {**PAPER_LOSS, "red_distance": "cosine"}},
 }
 
 
-def resolve(config: DistillConfig) -> DistillConfig:
-    """The same config with every setting that was left open filled in by its recipe.
+def resolve(config: DistillConfig, default: str = DEFAULT) -> DistillConfig:
+    """The same config with every setting that was left open filled in by its recipe; ``default``: the recipe that the
+    default one is.
 
     Raises:
         UserError: an unknown recipe, a negative loss weight, or no loss at all.
     """
-    if config.recipe not in RECIPES:
-        raise UserError(f"unknown recipe {config.recipe!r}: expected one of {', '.join(RECIPES)}")
-    recipe = RECIPES[config.recipe]
+    chosen: Any = default if config.recipe == "default" else config.recipe
+    if chosen not in RECIPES:
+        raise UserError(f"unknown recipe {chosen!r}: expected one of default, {', '.join(RECIPES)}")
+    recipe = RECIPES[chosen]
     student = {**recipe["student"], **_given(config.student)}
     guidance = config.loss.guidance
     loss = {**recipe["loss"], **({} if guidance is None else GUIDED_LOSS), **_given(config.loss)}
@@ -301,7 +306,7 @@ def resolve(config: DistillConfig) -> DistillConfig:
         raise UserError(f"all loss weights are 0: nothing would be learned, set one of {names}")
     if loss["feature_share"] < 1 and not weights["task"] + weights["output"]:
         raise UserError("loss.task and loss.output are 0: nothing is left after loss.feature_share, set it to 1")
-    return replace(config, student=StudentConfig(**student), loss=LossConfig(**loss))
+    return replace(config, recipe=chosen, student=StudentConfig(**student), loss=LossConfig(**loss))
 
 
 def _given(config: StudentConfig | LossConfig) -> dict[str, Any]:

@@ -78,8 +78,12 @@ def test_redistill_cosine_is_the_papers():
 def test_default_recipe_starts_from_the_teacher_with_red_blocks():
     student, loss = settled(DistillConfig())
     assert (student["start"], student["red_placement"]) == ("teacher", "outer")
-    weighting = {"weighting": "snr_plus_one", "gamma": 2.0, "clip_sample": True, "feature_share": 0.25}
-    assert loss == {**NO_TERM, "task": 1.0, "red": 10.0, "red_distance": "mse", **weighting}
+    same = {"red": 10.0, "red_distance": "mse", "weighting": "snr_plus_one", "gamma": 2.0, "clip_sample": True}
+    assert loss == {**NO_TERM, **same, "task": 0.5, "output": 0.5, "feature_share": 1.0}
+    saturated = resolve(DistillConfig(), "saturated")
+    assert saturated == resolve(DistillConfig(recipe="saturated"))
+    assert settled(saturated)[0] == student
+    assert settled(saturated)[1] == {**NO_TERM, **same, "task": 1.0, "feature_share": 0.25}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -115,7 +119,7 @@ def test_any_one_term_is_a_loss(name):
 def test_resolve_keeps_the_rest_and_changes_nothing_the_second_time():
     given = DistillConfig(teacher="t", data="d", image_size=8, training=TrainingConfig(steps=3), seed=7)
     once = resolve(given)
-    assert replace(once, student=given.student, loss=given.loss) == given
+    assert replace(once, recipe="default", student=given.student, loss=given.loss) == given
     assert resolve(once) == once
 
 
@@ -152,7 +156,10 @@ def test_image_size_is_positive(size):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (DistillConfig(recipe="nonsense"), "unknown recipe 'nonsense': expected one of default, redistill"),  # type: ignore[arg-type]
+        (
+            DistillConfig(recipe="nonsense"),
+            "unknown recipe 'nonsense': expected one of default, natural, saturated, redistill",
+        ),  # type: ignore[arg-type]
         (DistillConfig(loss=LossConfig(task=-1.0)), "loss.task must be zero or positive, not -1.0"),
         (DistillConfig(loss=LossConfig(output=float("inf"))), "loss.output must be zero or positive"),
         (DistillConfig(loss=LossConfig(red=float("nan"))), "loss.red must be zero or positive, not nan"),
@@ -250,9 +257,10 @@ def test_saved_config_reads_back_and_may_be_resumed(tmp_path, config):
     run = RunFolder(tmp_path / "run")
     run.start(config)
     assert yaml.safe_load(run.config.read_text()) == yaml.safe_load(settings_text(config))
-    run.check(config, resume=True)
+    run.check_place(resume=True)
+    run.check_config(config, resume=True)
     with pytest.raises(UserError, match="already holds a run"):
-        run.check(config, resume=False)
+        run.check_place(resume=False)
 
 
 def test_a_resume_names_the_setting_that_changed(tmp_path):
@@ -260,7 +268,7 @@ def test_a_resume_names_the_setting_that_changed(tmp_path):
     run.start(DistillConfig())
     changed = DistillConfig(training=TrainingConfig(learning_rate=5e-4))
     with pytest.raises(UserError, match=r"training\.learning_rate was 0\.001 and is now 0\.0005"):
-        run.check(changed, resume=True)
+        run.check_config(changed, resume=True)
 
 
 def test_a_run_of_a_version_with_fewer_settings_may_be_resumed(tmp_path):
@@ -269,20 +277,20 @@ def test_a_run_of_a_version_with_fewer_settings_may_be_resumed(tmp_path):
     saved = yaml.safe_load(run.config.read_text())
     del saved["loss"]["similarity"], saved["student"]["widen"]
     run.config.write_text(yaml.safe_dump(saved))
-    run.check(DistillConfig(), resume=True)
+    run.check_config(DistillConfig(), resume=True)
     with pytest.raises(UserError, match="seed was 0 and is now 1"):
-        run.check(DistillConfig(seed=1), resume=True)
+        run.check_config(DistillConfig(seed=1), resume=True)
 
 
 def test_an_argument_of_the_network_is_not_added_on_a_resume(tmp_path):
     RunFolder(tmp_path).start(TeachConfig(unet={"dropout": 0.1}))
     with pytest.raises(UserError, match=r"unet\.act_fn was None and is now relu"):
-        RunFolder(tmp_path).check(TeachConfig(unet={"dropout": 0.1, "act_fn": "relu"}), resume=True)
+        RunFolder(tmp_path).check_config(TeachConfig(unet={"dropout": 0.1, "act_fn": "relu"}), resume=True)
 
 
 def test_a_moved_run_may_be_resumed(tmp_path):
     RunFolder(tmp_path).start(DistillConfig(output_dir="elsewhere"))
-    RunFolder(tmp_path).check(DistillConfig(output_dir=str(tmp_path)), resume=True)
+    RunFolder(tmp_path).check_config(DistillConfig(output_dir=str(tmp_path)), resume=True)
 
 
 def test_flatten_names_nested_settings():

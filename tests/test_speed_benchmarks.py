@@ -30,7 +30,7 @@ def figures(script: str, *options: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def throughput() -> dict[str, Any]:
-    rows = ["redistill", "default", "unaligned", "default+bf16", "default+processes"]
+    rows = ["redistill", "saturated", "unaligned", "saturated+bf16", "saturated+processes"]
     return figures("throughput.py", "--batch_size", "4", "--rows", *rows)
 
 
@@ -38,9 +38,9 @@ def test_throughput_compares_every_row_with_the_plain_loop(throughput: dict[str,
     rows = throughput["rows"]
     assert throughput["ratios"] == {name: row["plain"] / row["ours"] for name, row in rows.items()}
     assert all(row["plain"] > 0 and row["ours"] > 0 for row in rows.values())
-    assert rows["default+processes"]["plain"] == rows["default"]["plain"]
-    assert rows["default"]["plain"] != rows["redistill"]["plain"]  # each row beside a plain loop of its own
-    of = [name for name in rows if name.startswith("default")]
+    assert rows["saturated+processes"]["plain"] == rows["saturated"]["plain"]
+    assert rows["saturated"]["plain"] != rows["redistill"]["plain"]  # each row beside a plain loop of its own
+    of = [name for name in rows if name.startswith("saturated")]
     assert throughput["ratio"] == max(throughput["ratios"][name] for name in of)
     assert throughput["ratios"][throughput["ratio_of"]] == throughput["ratio"]
 
@@ -48,7 +48,7 @@ def test_throughput_compares_every_row_with_the_plain_loop(throughput: dict[str,
 def test_throughput_sees_every_part_of_a_step(throughput: dict[str, Any]) -> None:
     """A part that is no longer seen would be 0, and one that is counted twice would push ``rest`` below 0."""
     assert throughput["rows"]["unaligned"]["parts"]["teacher"] == 0
-    for name in ("redistill", "default", "unaligned", "default+bf16"):
+    for name in ("redistill", "saturated", "unaligned", "saturated+bf16"):
         parts = throughput["rows"][name]["parts"]
         assert sum(parts.values()) == pytest.approx(throughput["rows"][name]["ours"])  # of two steps medians are means
         assert all(seconds > 0 for part, seconds in parts.items() if (name, part) != ("unaligned", "teacher")), parts
@@ -56,17 +56,17 @@ def test_throughput_sees_every_part_of_a_step(throughput: dict[str, Any]) -> Non
 
 def test_throughput_checks_that_both_loops_train_alike(throughput: dict[str, Any]) -> None:
     assert throughput["loss_difference"] == throughput["rows"]["redistill"]["loss_difference"] < 1e-5
-    assert throughput["rows"]["default"]["loss_difference"] > 1e-2  # another loss: the comparison can tell
+    assert throughput["rows"]["saturated"]["loss_difference"] > 1e-2  # another loss: the comparison can tell
 
 
 def test_throughput_of_processes_needs_its_plain_loop(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.setattr(sys, "argv", ["throughput.py", "--rows", "default+bf16+processes"])
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "--rows", "saturated+bf16+processes"])
     with pytest.raises(SystemExit, match="2"):
         importlib.import_module("throughput").main()
-    assert "row default: name that too" in capsys.readouterr().err
+    assert "row saturated: name that too" in capsys.readouterr().err
 
 
 NETWORKS = ["teacher", "student", "folded", "no RED", "teacher, lean", "folded, lean"]

@@ -120,11 +120,21 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def distill_config(inputs: dict[str, str], run: Path, **changes: Any) -> DistillConfig:
-    """``inputs``: teacher and data; ``changes``: student, loss, and the rest of training."""
+    """``inputs``: teacher and data; ``changes``: recipe, student, loss, and the rest of training.
+
+    The recipe is the one that runs the teacher least, whatever the data call for.
+    """
+    recipe = changes.pop("recipe", "saturated")
     student, loss = StudentConfig(**changes.pop("student", {})), LossConfig(**changes.pop("loss", {}))
     training = TrainingConfig(**{**TRAIN, **changes})
     return DistillConfig(
-        **inputs, output_dir=str(run), horizontal_flip=True, student=student, loss=loss, training=training
+        **inputs,
+        output_dir=str(run),
+        horizontal_flip=True,
+        recipe=recipe,
+        student=student,
+        loss=loss,
+        training=training,
     )
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from ..config import RECIPES
+from ..config import DEFAULT, RECIPES
 from .mistakes import OneLineParser
 from .options import (
     DATA_HELP,
@@ -29,7 +29,7 @@ def plan_parser() -> ArgumentParser:
         "--red_placement",
         type=Literal["full", "outer", "none"] | None,
         default=None,
-        help=f"RED blocks; default {RECIPES['default']['student']['red_placement']}",
+        help=f"RED blocks; default {RECIPES[DEFAULT]['student']['red_placement']}",
     )
     parser.add_argument(
         "--widen",

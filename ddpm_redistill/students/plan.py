@@ -7,7 +7,7 @@ teacher was: ``reduction`` is the product, and ``teacher_strides`` say what of i
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..config import RECIPES, StudentConfig
+from ..config import DEFAULT, RECIPES, StudentConfig
 from ..errors import UserError
 from .network import Resampling, base_config, is_student, resampling_table, widened
 
@@ -131,7 +131,7 @@ def plan_from_table(
 ) -> StudentPlan:
     """``plan_student`` with the teacher's table (``teacher_table``), for whoever makes several plans of one teacher."""
     given = {k: v for k, v in asdict(options or StudentConfig()).items() if v is not None}
-    chosen = {**RECIPES["default"]["student"], **given}
+    chosen = {**RECIPES[DEFAULT]["student"], **given}
     step, moved = chosen["reduction"], int(chosen["reduction"]).bit_length() - 1
     if step not in REDUCTIONS:
         raise UserError(f"reduction {step} is not supported: choose 2, 4 or 8")

@@ -8,7 +8,9 @@ from typing import Any
 from diffusers import DDPMScheduler
 
 from ..config import LOSS_TERMS, DistillConfig, resolve
+from ..sources.image_source import ImageSource
 from ..sources.images import open_images
+from ..sources.saturation import SATURATED, saturated_share
 from ..sources.teacher import Teacher, load_teacher
 from ..students.derive import derive_student
 from ..students.plan import plan_student
@@ -36,14 +38,17 @@ def distill(
         Stopped: SIGTERM or Ctrl-C during the training, after a checkpoint; a SystemExit.
     """
     # 1. what was asked for, checked
-    config = resolve(config)
+    asked, config = config, resolve(config)
     run = open_run(config, resume=resume, anyway=resume_anyway)
     teacher = load_teacher(config.teacher)
     size = config.image_size or teacher.unet.config.sample_size
     plan = plan_student({**teacher.unet.config, "sample_size": size}, config.student)
-    aligned = alignment(teacher.unet.config, plan)
     channels = teacher.unet.config.in_channels
     images = open_images(config.data, image_size=size, channels=channels, on_bad_image=config.on_bad_image)
+    if asked.recipe == "default":
+        config = resolve(asked, default_recipe(images))
+    run = run.settled(config)
+    aligned = alignment(teacher.unet.config, plan)
     parts = run.accelerator.num_processes * config.training.gradient_accumulation
     check_terms(config.loss, aligned, config.training.batch_size // parts)
     places = {"teacher": teacher.ref, "data": images.description}
@@ -76,6 +81,17 @@ def distill(
                 loss_modules=regressors,
                 classes=classes,
             )
+
+
+def default_recipe(images: ImageSource) -> str:
+    """The recipe that these images call for; says which and why."""
+    share = saturated_share(images)
+    name = "saturated" if share >= SATURATED else "natural"
+    log.info(
+        "recipe %s: %.0f%% of the pixel values are at an end of the range; from %.0f%% on images count as saturated",
+        *(name, 100 * share, 100 * SATURATED),
+    )
+    return name
 
 
 def describe(teacher: Teacher) -> dict[str, Any]:

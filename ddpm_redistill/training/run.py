@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,25 @@ log = logging.getLogger("ddpm_redistill")
 
 @dataclass(frozen=True)
 class Run:
-    """A run whose folder and share of the processes are checked; nothing is written yet."""
+    """A run whose folder and share of the processes are checked; nothing is written yet.
+
+    ``config`` is not compared with that of a run that is resumed before ``settled``.
+    """
 
     config: DistillConfig | TeachConfig
     folder: RunFolder
     accelerator: Accelerator
     resume: bool
     anyway: bool
+
+    def settled(self, config: DistillConfig | TeachConfig) -> "Run":
+        """With the config that the data have settled, and that of a run that is resumed is.
+
+        Raises:
+            UserError: a setting differs from what the folder holds.
+        """
+        self.folder.check_config(config, resume=self.resume, anyway=self.anyway)
+        return replace(self, config=config)
 
     def records(
         self, places: dict[str, str], contents: dict[str, Any], plan: dict[str, Any] | None = None
@@ -93,8 +105,8 @@ def open_run(config: DistillConfig | TeachConfig, *, resume: bool, anyway: bool)
     """Check the folder, and how the batch divides. ``anyway`` is a resume too.
 
     Raises:
-        UserError: as ``RunFolder.check`` and ``make_accelerator``.
+        UserError: as ``RunFolder.check_place`` and ``make_accelerator``.
     """
     folder, resume = RunFolder(config.output_dir), resume or anyway
-    folder.check(config, resume=resume, anyway=anyway)
+    folder.check_place(resume=resume)
     return Run(config, folder, make_accelerator(config.training, folder), resume, anyway)

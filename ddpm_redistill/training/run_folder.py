@@ -36,28 +36,37 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
 
-    def check(self, config: DistillConfig | TeachConfig, *, resume: bool, anyway: bool = False) -> None:
-        """Refuse a folder in which a run is at work, one that holds a run unless that is resumed, or a resume under
-        another config. ``anyway``: settings that are safe to change may differ (``same_run``).
+    def check_place(self, *, resume: bool) -> None:
+        """Refuse a folder in which a run is at work, one that holds a run unless that is resumed, or nothing to resume.
 
         Raises:
-            UserError: naming the folder, and who holds it or the first setting that differs.
+            UserError: naming the folder, and who holds it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: give another output_dir")
         check_unlocked(self.path)
+        self._check_beginning(resume)
+
+    def _check_beginning(self, resume: bool) -> None:
+        if resume and not self.config.exists():
+            raise UserError(f"nothing to resume: {self.path} holds no run (no config.yaml)")
+        if not resume and self.config.exists():
+            raise UserError(f"{self.path} already holds a run: pass --resume to go on, or give another output_dir")
+
+    def check_config(self, config: DistillConfig | TeachConfig, *, resume: bool, anyway: bool = False) -> None:
+        """Refuse a resume under another config. ``anyway``: settings that are safe to change may differ (``same_run``).
+
+        Raises:
+            UserError: naming the folder and the first setting that differs.
+        """
         for key, was, now in self._changes(config, resume=resume, anyway=anyway):
             log.info("going on with %s %s, which was %s", key, now, was)
 
     def _changes(
         self, config: DistillConfig | TeachConfig, *, resume: bool, anyway: bool
     ) -> list[tuple[str, Any, Any]]:
-        if not self.config.exists():
-            if resume:
-                raise UserError(f"nothing to resume: {self.path} holds no run (no config.yaml)")
-            return []
         if not resume:
-            raise UserError(f"{self.path} already holds a run: pass --resume to go on, or give another output_dir")
+            return []
         with self._resumable():
             before = flatten(yaml.safe_load(self.config.read_text()) or {})
             return changed_settings(before, flatten(asdict(config)), newest_step(self.checkpoints), anyway=anyway)
@@ -107,7 +116,8 @@ class RunFolder:
             def begin() -> None:
                 with written(self.path):
                     held.enter_context(locked(self.path))
-                self._changes(config, resume=resume, anyway=anyway)  # again: nobody else can begin in it now
+                self._check_beginning(resume)  # again: nobody else can begin in it now
+                self._changes(config, resume=resume, anyway=anyway)
                 with written(self.path):
                     self.start(config)
                     for name, content in records.items():

@@ -27,7 +27,8 @@ def changed_settings(
     """
     # A setting that the run's version had not is no difference; arguments of diffusers' classes are all or nothing.
     theirs = {key for key in now if key.startswith(("unet.", "scheduler."))}
-    keys = sorted((before.keys() | theirs) - {"output_dir"})
+    # A recipe is a name for settings, which are compared one by one.
+    keys = sorted((before.keys() | theirs) - {"output_dir", "recipe"})
     changes = [(key, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
     for key, was, value in changes:
         difference = f"{key} was {was} and is now {value}"

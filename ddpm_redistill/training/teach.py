@@ -44,7 +44,7 @@ def teach(
             is to be written.
         Stopped: SIGTERM or Ctrl-C during the training, after a checkpoint; a SystemExit.
     """
-    run = open_run(config, resume=resume, anyway=resume_anyway)
+    run = open_run(config, resume=resume, anyway=resume_anyway).settled(config)
     size, channels, on_bad_image = config.image_size, config.channels, config.on_bad_image
     images = open_images(config.data, image_size=size, channels=channels, on_bad_image=on_bad_image)
     classes = classes_of_data(images, config.training) if config.class_conditional else None
