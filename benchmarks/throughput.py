@@ -4,14 +4,14 @@
     python benchmarks/throughput.py --architecture digits --steps 20     # the embedded one, batch 32
     python benchmarks/throughput.py --rows natural saturated+bf16 --json
 
-A row is a run of ``distill`` as a person starts it, with its draws, average, checks and logging, and between any two of
-its steps one of the plain loop, on a student of the same layers, so that a slow moment of the machine falls on both:
-ratios are of medians. Row ``redistill`` computes what the plain loop does, and the losses are compared. The other
-rows train on another loss (what each costs in distance: docs/recipe.md): ``natural`` and ``saturated`` on what the recipes
-of these names say, the second with a pass of the teacher in a share of its steps; ``unaligned`` without any
-(``--loss.red 0``); ``output`` with the teacher's output as the target. ``+bf16`` is ``--training.mixed_precision bf16``,
-the teacher's pass included. ``+processes`` is ``saturated`` again on the same threads, as one process for each
-(torchrun), after the others: its ratio is to the plain loop of row ``saturated``, in float32.
+A row is a run of ``distill`` as a person starts it, with its draws, average, checks and logging, and between any two
+of its steps one of the plain loop, on a student of the same layers, so that a slow moment of the machine falls on
+both: ratios are of medians. Row ``redistill`` computes what the plain loop does, and the losses are compared. The
+other rows train on another loss (what each costs in distance: docs/recipe.md): ``natural`` and ``saturated`` on what
+the recipes of these names say, the second with a pass of the teacher in a share of its steps; ``unaligned`` without
+any (``--loss.red 0``); ``output`` with the teacher's output as the target. ``+bf16`` is ``--training.mixed_precision
+bf16``, the teacher's pass included. ``+processes`` is ``saturated`` again on the same threads, as one process for
+each (torchrun), after the others: its ratio is to the plain loop of row ``saturated``, in float32.
 
 Where the time of our step goes is taken in the same run, by wrapping the callables; ``rest`` is the arithmetic of the
 losses, the check for NaN, logging. With ``--compile`` a step is one compiled whole, and all of it is ``rest``. In
