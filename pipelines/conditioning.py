@@ -72,8 +72,8 @@ class Conditioning:
         return True
 
 
-def conditioning_of(config: Mapping[str, Any], id2label: Any, learned_guidance: Any = None) -> Conditioning | None:
-    """Of a network with this config, and ``id2label`` of its pipeline's ``model_index.json``; None without classes.
+def conditioning_of(num_class_embeds: int | None, id2label: Any, learned_guidance: Any = None) -> Conditioning | None:
+    """Of a network with so many class embeddings, by ``id2label`` of its ``model_index.json``; None without classes.
 
     ``id2label`` names the classes by their numbers (keys are text in JSON), as diffusers' DiT pipelines do; of one
     embedding more than it names the last is the null class. Without it every embedding is a class.
@@ -86,25 +86,24 @@ def conditioning_of(config: Mapping[str, Any], id2label: Any, learned_guidance: 
         raise ValueError("id2label must be an object")
     if learned_guidance is not None and not (type(learned_guidance) in (int, float) and is_scale(learned_guidance)):
         raise ValueError("learned_guidance must be a finite number from 0 on")
-    embeddings = config.get("num_class_embeds")
-    if embeddings is None:
+    if num_class_embeds is None:
         if id2label or learned_guidance is not None:
             raise ValueError(
                 "id2label and learned_guidance are of class-conditional networks: num_class_embeds is not set"
             )
         return None
     if id2label is None:
-        return Conditioning(tuple(map(str, range(embeddings))), None, learned_guidance)
+        return Conditioning(tuple(map(str, range(num_class_embeds))), None, learned_guidance)
     by_number = {str(label): name for label, name in id2label.items()}
     names = tuple(by_number.get(str(label), "") for label in range(len(by_number)))
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError("id2label must name the classes 0, 1, 2, ... by texts")
-    if embeddings - len(names) not in (0, 1):
+    if num_class_embeds - len(names) not in (0, 1):
         raise ValueError(
-            f"id2label names {len(names)} classes for {embeddings} embeddings: as many are needed, or one less where"
-            " the last is the null class"
+            f"id2label names {len(names)} classes for {num_class_embeds} embeddings: as many are needed, or one less"
+            " where the last is the null class"
         )
-    return Conditioning(names, len(names) if embeddings > len(names) else None, learned_guidance)
+    return Conditioning(names, len(names) if num_class_embeds > len(names) else None, learned_guidance)
 
 
 def is_scale(value: float) -> bool:

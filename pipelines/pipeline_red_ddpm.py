@@ -77,7 +77,8 @@ class RedDDPMPipeline(DDPMPipeline):
         learned_guidance: float | None = None,
     ):
         super().__init__(unet, scheduler)
-        self.conditioning: Conditioning | None = conditioning_of(unet.config, id2label, learned_guidance)
+        embeddings = getattr(unet.config, "num_class_embeds", None)  # of other networks there may be no word of it
+        self.conditioning: Conditioning | None = conditioning_of(embeddings, id2label, learned_guidance)
         self.eta = 0.0
         self.lean = "balanced" if lean is True else lean or None
         self.compile = compile

@@ -204,7 +204,11 @@ def rows() -> list[Row]:
         Row("a negative size", f"{distill} --image_size -16", "image_size must be at least 1, not -16"),
         Row("an unknown policy", f"{distill} --on_bad_image ignore", "on_bad_image"),
         Row("parts that do not divide the batch", f"{distill} --training.gradient_accumulation 3", "a multiple of 3"),
-        Row("weights of the loss all 0", f"{distill} --loss.task 0 --loss.red 0", "nothing would be learned"),
+        Row(
+            "weights of the loss all 0",
+            f"{distill} --loss.task 0 --loss.output 0 --loss.red 0",
+            "nothing would be learned",
+        ),
         Row("an unknown prediction", f"{distill} --student.prediction_type x", "student.prediction_type"),
         Row("a size that does not divide", f"{distill} --image_size 20", "does not divide by 8"),
         Row(

@@ -242,7 +242,7 @@ def test_the_demo_distils_and_evaluates(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ddpm_redistill.cli.verbs.summary", lambda report: "figures")
     main(["demo", "--output_dir", str(tmp_path / "run"), "--seed", "3"])
     config, evaluated = seen["config"], seen["evaluated"]
-    assert (config.recipe, config.teacher, config.seed) == ("default", "builtin:digits", 3)
+    assert (config.recipe, config.teacher, config.seed) == ("natural", "builtin:digits", 3)  # no images here to go by
     assert (evaluated["model"], evaluated["seed"]) == (str(tmp_path / "run" / "student"), 3)
     assert (evaluated["teacher"], evaluated["output_dir"]) == (config.teacher, config.output_dir)
     assert capsys.readouterr().out.splitlines() == ["figures", f"open {tmp_path / 'run' / 'report.html'}"]

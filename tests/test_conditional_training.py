@@ -123,6 +123,14 @@ def test_a_teacher_without_classes_is_a_start_whose_function_stays(place: Path) 
         assert torch.equal(unet(x, t, torch.tensor([0, 1, 2, 3])).sample, plain(x, t).sample)
 
 
+def test_dropped_labels_of_no_classes_are_refused(place: Path, tmp_path: Path) -> None:
+    training = TrainingConfig(**{**TRAIN, "steps": 1}, label_dropout=0.1)
+    settings = {**CONDITIONAL, "class_conditional": False, "data": str(place / "images"), "training": training}
+    with pytest.raises(UserError, match=r"training.label_dropout is set, but class_conditional is not"):
+        teach(TeachConfig(**settings, output_dir=str(tmp_path / "never")))
+    assert not (tmp_path / "never").exists()
+
+
 def test_a_start_of_other_classes_is_refused(place: Path) -> None:
     config = TeachConfig(**CONDITIONAL, start=str(place / "conditional" / "teacher"))
     assert build_teacher(config, Conditioning(tuple(CLASSES), 3))

@@ -44,10 +44,10 @@ def pipeline_of(unet: UNet2DModel, **options: Any) -> RedDDPMPipeline:
 
 
 def test_one_embedding_more_than_names_is_the_null_class() -> None:
-    assert conditioning_of({"num_class_embeds": 4}, NAMES) == Conditioning(("cat", "dog", "eel"), 3)
-    assert conditioning_of({"num_class_embeds": 3}, {0: "cat", 1: "dog", 2: "eel"}).null is None
-    assert conditioning_of({"num_class_embeds": 2}, None) == Conditioning(("0", "1"), None)
-    assert conditioning_of({"num_class_embeds": None}, None) is None
+    assert conditioning_of(4, NAMES) == Conditioning(("cat", "dog", "eel"), 3)
+    assert conditioning_of(3, {0: "cat", 1: "dog", 2: "eel"}).null is None
+    assert conditioning_of(2, None) == Conditioning(("0", "1"), None)
+    assert conditioning_of(None, None) is None
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_one_embedding_more_than_names_is_the_null_class() -> None:
 )
 def test_names_of_other_embeddings_are_refused(embeddings: int | None, names: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="id2label"):
-        conditioning_of({"num_class_embeds": embeddings}, names)
+        conditioning_of(embeddings, names)
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,10 @@ def test_image_size_is_positive(size):
             )
             for share in (0.0, -0.1, 1.1, float("nan"))
         ],
-        (DistillConfig(loss=LossConfig(task=0.0)), "nothing is left after loss.feature_share, set it to 1"),
+        (
+            DistillConfig(recipe="saturated", loss=LossConfig(task=0.0)),
+            "nothing is left after loss.feature_share, set it to 1",
+        ),
         *[
             (DistillConfig(loss=LossConfig(**{name: -1.0})), f"loss.{name} must be zero or positive, not -1.0")
             for name in LOSS_TERMS

@@ -51,7 +51,7 @@ def test_a_run_says_and_keeps_what_the_data_call_for(
     argv = ["distill", "--teacher", str(inputs["teacher"]), "--data", str(tmp_path / "images.npz")]
     argv += ["--output_dir", str(tmp_path / "run"), *arguments({"training": {**TRAIN, "steps": 4}})]
     main(argv)
-    assert f"recipe {recipe}: {50 if value == 0 else 0}% of the pixel values are at an end" in caplog.text
+    assert f"recipe: {recipe}, since {50 if value == 0 else 0}% of the pixel values are at an end" in caplog.text
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert kept["recipe"] == recipe
     expected = RECIPES[recipe]["loss"]

@@ -212,7 +212,7 @@ def test_the_schema_describes_what_is_written(arguments, report, tmp_path):
     for folder in (tmp_path, report[1]):
         jsonschema.Draft202012Validator(schema).validate(json.loads((folder / "report.json").read_text()))
     config = report[0]["provenance"]["config"]
-    assert (config["recipe"], config["training"]["steps"]) == ("default", 2)
+    assert (config["recipe"], config["training"]["steps"]) == ("saturated", 2)
 
 
 # --- images made elsewhere

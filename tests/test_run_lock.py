@@ -36,7 +36,7 @@ def test_a_run_that_begins_meanwhile_is_seen(inputs, tmp_path, monkeypatch):
     with locked(run), pytest.raises(UserError, match=WHO):
         distill(distill_config(inputs, run))
     (run / "config.yaml").write_text("seed: 0")  # or that one has even ended
-    monkeypatch.setattr("ddpm_redistill.training.run_folder.RunFolder.check", lambda *args, **options: None)
+    monkeypatch.setattr("ddpm_redistill.training.run_folder.RunFolder.check_place", lambda *args, **options: None)
     with pytest.raises(UserError, match="already holds a run"):
         distill(distill_config(inputs, run))
 

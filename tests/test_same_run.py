@@ -55,7 +55,7 @@ def test_what_may_differ_if_that_is_asked_for(name, value):
         ("training.learning_rate", 0.5, "it would be another run from here on"),
         ("training.batch_size", 16, "it would be another run"),
         ("training.mixed_precision", "bf16", "it would be another run"),
-        ("loss.task", 0.5, "it would be another run"),
+        ("loss.task", 0.25, "it would be another run"),
         ("student.reduction", 4, "it would be another run"),
         ("seed", 1, "it would be another run"),
         ("on_bad_image", "skip", "it would be another run"),

@@ -70,8 +70,10 @@ def make_cifar10_config(folder: Path) -> Path:
 
 
 def make_images(path: Path, count: int = 10) -> Path:
-    """An .npz of random grey images, the same every time."""
+    """An .npz of random grey images with a black margin, for which the default recipe is ``saturated``; the same every
+    time."""
     images = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 1), dtype=np.uint8)
+    images[:, :, : SIZE // 2] = 0
     np.savez(path, images=images)
     return path
 
@@ -83,7 +85,7 @@ def arguments(settings: dict[str, Any], prefix: str = "--") -> list[str]:
         if isinstance(value, dict) and key in ("training", "student", "loss"):
             found += arguments(value, f"{prefix}{key}.")
         else:
-            found.append(f"{prefix}{key}={json.dumps(value) if isinstance(value, (dict, list)) else value}")
+            found.append(f"{prefix}{key}={json.dumps(value) if isinstance(value, dict | list | None) else value}")
     return found
 
 
@@ -120,21 +122,11 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def distill_config(inputs: dict[str, str], run: Path, **changes: Any) -> DistillConfig:
-    """``inputs``: teacher and data; ``changes``: recipe, student, loss, and the rest of training.
-
-    The recipe is the one that runs the teacher least, whatever the data call for.
-    """
-    recipe = changes.pop("recipe", "saturated")
+    """``inputs``: teacher and data; ``changes``: student, loss, and the rest of training."""
     student, loss = StudentConfig(**changes.pop("student", {})), LossConfig(**changes.pop("loss", {}))
     training = TrainingConfig(**{**TRAIN, **changes})
     return DistillConfig(
-        **inputs,
-        output_dir=str(run),
-        horizontal_flip=True,
-        recipe=recipe,
-        student=student,
-        loss=loss,
-        training=training,
+        **inputs, output_dir=str(run), horizontal_flip=True, student=student, loss=loss, training=training
     )
 
 

@@ -39,7 +39,9 @@ class Student:
     @property
     def conditioning(self) -> Conditioning | None:
         """None of a student without classes."""
-        return conditioning_of(self.model.config, self.model.id2label, self.model.learned_guidance)
+        return conditioning_of(
+            self.model.config.get("num_class_embeds"), self.model.id2label, self.model.learned_guidance
+        )
 
     @property
     def teacher(self) -> str | None:

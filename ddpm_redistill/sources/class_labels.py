@@ -61,6 +61,6 @@ def conditioned(
 
 
 def _conditioning(num_class_embeds: int, id2label: Mapping[str, str]) -> Conditioning:
-    conditioning = conditioning_of({"num_class_embeds": num_class_embeds}, id2label)
+    conditioning = conditioning_of(num_class_embeds, id2label)
     assert conditioning is not None
     return conditioning

@@ -205,7 +205,7 @@ def _check_index(root: Path) -> dict[str, Any]:
 def _check_classes(root: Path, config: dict[str, Any], classes: dict[str, Any]) -> None:
     """Raises UserError when what model_index.json says of classes is not of this network."""
     try:
-        conditioning_of(config, **classes)
+        conditioning_of(config.get("num_class_embeds"), **classes)
     except ValueError as error:
         raise UserError(f"{root / 'model_index.json'} is not of its network: {one_line(error)}") from error
 

@@ -136,4 +136,4 @@ def _check_classes(network: dict[str, Any], id2label: Any, learned_guidance: Any
     embeddings = network.get("num_class_embeds", 1)
     if type(embeddings) is not int or not 1 <= embeddings <= LARGEST_BY_NAME["num_class_embeds"]:
         raise ValueError(f"{embeddings!r} is no number of class embeddings")
-    conditioning_of(network, id2label, learned_guidance)
+    conditioning_of(network.get("num_class_embeds"), id2label, learned_guidance)

@@ -45,8 +45,10 @@ def distill(
     plan = plan_student({**teacher.unet.config, "sample_size": size}, config.student)
     channels = teacher.unet.config.in_channels
     images = open_images(config.data, image_size=size, channels=channels, on_bad_image=config.on_bad_image)
+    why = ""
     if asked.recipe == "default":
-        config = resolve(asked, default_recipe(images))
+        name, why = default_recipe(images)
+        config = resolve(asked, name)
     run = run.settled(config)
     aligned = alignment(teacher.unet.config, plan)
     parts = run.accelerator.num_processes * config.training.gradient_accumulation
@@ -60,7 +62,7 @@ def distill(
         **(classes.records() if classes else {}),
     }
     records = run.records(places, contents, plan.to_dict())
-    log.info("%s\nplan: %s\ndata: %s", settings_text(config), plan, images.description)
+    log.info("%s\nplan: %s\ndata: %s%s", settings_text(config), plan, images.description, why)
     if dry_run:
         return None
     with run.begun(records):
@@ -83,15 +85,14 @@ def distill(
             )
 
 
-def default_recipe(images: ImageSource) -> str:
-    """The recipe that these images call for; says which and why."""
+def default_recipe(images: ImageSource) -> tuple[str, str]:
+    """The recipe that these images call for, and a line on why, after a line break."""
     share = saturated_share(images)
     name = "saturated" if share >= SATURATED else "natural"
-    log.info(
-        "recipe %s: %.0f%% of the pixel values are at an end of the range; from %.0f%% on images count as saturated",
-        *(name, 100 * share, 100 * SATURATED),
+    return name, (
+        f"\nrecipe: {name}, since {share:.0%} of the pixel values are at an end of the range (saturated: from"
+        f" {SATURATED:.0%})"
     )
-    return name
 
 
 def describe(teacher: Teacher) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def teach(
     run = open_run(config, resume=resume, anyway=resume_anyway).settled(config)
     size, channels, on_bad_image = config.image_size, config.channels, config.on_bad_image
     images = open_images(config.data, image_size=size, channels=channels, on_bad_image=on_bad_image)
+    if config.training.label_dropout is not None and not config.class_conditional:
+        raise UserError("training.label_dropout is set, but class_conditional is not: leave one out or set the other")
     classes = classes_of_data(images, config.training) if config.class_conditional else None
     unet, scheduler = build_teacher(config, classes.conditioning if classes else None)
     contents = {"data_sha256": images.fingerprint, **(classes.records() if classes else {})}
