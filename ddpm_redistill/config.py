@@ -202,7 +202,8 @@ class TeachConfig:
         class_conditional: learn the classes of the data's labels: one embedding for each, and a null class as the
             last, unless training.label_dropout is 0.
         start: a pretrained DDPM of the same network to go on from (a folder or hub id); None starts at random. Of one
-            without classes a class-conditional network gets all but the class embeddings, which start at zero.
+            without classes a class-conditional network gets all but the class embeddings, which start at random, and
+            that of the null class at zero.
         training: the loop.
         seed: of everything that is drawn.
     """

@@ -114,13 +114,14 @@ def test_without_label_dropout_there_is_no_null_class(place: Path, tmp_path: Pat
     assert (model.conditioning, model.unet.config.num_class_embeds) == (Conditioning(tuple(CLASSES), None), 3)
 
 
-def test_a_teacher_without_classes_is_a_start_whose_function_stays(place: Path) -> None:
+def test_a_teacher_without_classes_is_a_start_and_the_null_class_has_its_function(place: Path) -> None:
     config = TeachConfig(**CONDITIONAL, start=str(place / "plain" / "teacher"))
     unet = build_teacher(config, Conditioning(tuple(CLASSES), 3))[0].eval()
     plain = load_pipeline(str(place / "plain" / "teacher")).unet
     x, t = torch.randn(4, 1, SIZE, SIZE), torch.tensor([3, 300, 600, 999])
     with torch.no_grad():
-        assert torch.equal(unet(x, t, torch.tensor([0, 1, 2, 3])).sample, plain(x, t).sample)
+        assert torch.equal(unet(x, t, torch.full((4,), 3)).sample, plain(x, t).sample)
+    assert (unet.class_embedding.weight[:3].std(1) > 0.5).all()  # from zero they would not learn
 
 
 def test_dropped_labels_of_no_classes_are_refused(place: Path, tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ def build_teacher(config: TeachConfig, conditioning: Conditioning | None = None)
 
 
 def _start_from(ref: str, unet: UNet2DModel, scheduler: DDPMScheduler, conditioning: Conditioning | None) -> None:
-    """Load the weights of a pretrained DDPM, of one without classes all but the class embeddings, which become zero.
+    """Load the weights of a pretrained DDPM. Of one without classes all but the class embeddings: these keep their
+    random values, since from zero they learn next to nothing in thousands of steps, but for the null class, which
+    becomes zero: with it the network computes what the other one did.
 
     Raises UserError naming what differs, where equal shapes might hide it.
     """
@@ -123,5 +125,7 @@ def _start_from(ref: str, unet: UNet2DModel, scheduler: DDPMScheduler, condition
         raise UserError(f"start: {ref} has other classes than the data: {', '.join(teacher.id2label.values())[:200]}")
     state = dict(teacher.unet.state_dict())
     if new_classes:
-        state["class_embedding.weight"] = torch.zeros_like(unet.class_embedding.weight)
+        state["class_embedding.weight"] = unet.class_embedding.weight.detach().clone()
+        if conditioning is not None and conditioning.null is not None:
+            state["class_embedding.weight"][conditioning.null] = 0
     unet.load_state_dict(state)
