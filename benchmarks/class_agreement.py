@@ -25,6 +25,7 @@ from ddpm_redistill.evaluation.extractors import choose_extractor
 from ddpm_redistill.evaluation.metrics import extract_features, frechet_and_kid
 from ddpm_redistill.evaluation.reference import choose_images
 from ddpm_redistill.evaluation.sampling import check_classes, open_for_sampling, sample_images
+from ddpm_redistill.pipelines.conditioning import labels_of
 from ddpm_redistill.sources.class_labels import conditioned
 
 HELD_BACK = 10
@@ -93,7 +94,7 @@ def compare(arguments: argparse.Namespace) -> int:
                 batch_size=arguments.batch_size,
                 guidance=guidance,
             )
-            asked = torch.arange(arguments.num_images) % conditioning.num_classes
+            asked = labels_of(range(arguments.num_images), conditioning.labels(), torch.device("cpu"))
             found = frechet_and_kid(extract_features(samples.images, extractor), reference)
             agreement = float((predicted(classifier, samples.images) == asked).float().mean())
             fd, kid = found[extractor.fid_name], found[extractor.kid_name]

@@ -28,7 +28,7 @@ else
     architecture=cifar10 batch=128 steps=40 demo=2000 lean=(--batch_sizes 16)
 fi
 
-# Training: images/s of the default recipe, by how its step is compiled, beside the plain loop.
+# Training: images/s of recipe saturated, by how its step is compiled, beside the plain loop.
 train() {  # HOW SECONDS
     part "train_bf16_$1" "$2" python benchmarks/throughput.py --architecture "$architecture" --batch_size "$batch" \
         --steps "$steps" --rows saturated+bf16 --compile "$1"

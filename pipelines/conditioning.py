@@ -36,6 +36,16 @@ class Conditioning:
         """As ``model_index.json`` has it."""
         return {str(label): name for label, name in enumerate(self.names)}
 
+    @property
+    def index_entries(self) -> dict[str, Any]:
+        """All that ``model_index.json`` has of classes, as ``RedDDPMPipeline`` takes it."""
+        return {"id2label": self.id2label, "learned_guidance": self.learned_guidance}
+
+    @property
+    def guidable(self) -> bool:
+        """Can a scale be chosen, for a second pass with the null class?"""
+        return self.null is not None and self.learned_guidance is None
+
     def labels(self, given: int | Sequence[int] | None = None) -> tuple[int, ...]:
         """The labels that images take in turn: those given, or all classes. Raises ValueError for one that is none."""
         labels = range(self.num_classes) if given is None else (given,) if isinstance(given, int) else tuple(given)

@@ -269,7 +269,6 @@ class RedDDPMPipeline(DDPMPipeline):
             scheduler = scheduler.to_stock()
         stock = DDPMPipeline(self.unet, scheduler)
         if self.conditioning is not None:
-            stock.register_to_config(id2label=self.conditioning.id2label)
-            if self.conditioning.learned_guidance is not None:
-                stock.register_to_config(learned_guidance=self.conditioning.learned_guidance)
+            entries = self.conditioning.index_entries
+            stock.register_to_config(**{key: value for key, value in entries.items() if value is not None})
         stock.save_pretrained(save_directory, **kwargs)

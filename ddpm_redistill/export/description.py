@@ -22,7 +22,7 @@ def describe(pipeline: RedDDPMPipeline, batch_size: int | None, sha256: str, **m
     sizes, classes = ["sample_size", "in_channels", "out_channels"], {}
     if conditioning is not None:
         sizes.append("num_class_embeds")
-        classes = {"id2label": conditioning.id2label, "learned_guidance": conditioning.learned_guidance}
+        classes = conditioning.index_entries
     return {
         "format": FORMAT,
         "network": {key: config[key] for key in sizes},

@@ -164,7 +164,7 @@ def _labels(images: ImageSource, pipeline: RedDDPMPipeline, ref: str) -> Tensor 
 def _null(pipeline: RedDDPMPipeline) -> int | None:
     """The null class of a network that guidance may run with it."""
     classes = pipeline.conditioning
-    return classes.null if classes is not None and classes.learned_guidance is None else None
+    return classes.null if classes is not None and classes.guidable else None
 
 
 def _format(format: str, opset: int | None) -> tuple[Any, Any]:

@@ -67,15 +67,14 @@ def programs_of_classes(student: Student, classes: Conditioning, repository: str
     size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     labels = list(range(min(classes.num_classes, SHOWN_LABELS)))
-    guided = classes.null is not None and classes.learned_guidance is None
     same = {"repository": json.dumps(repository), "steps": steps, "labels": labels}
     loop = OF_CLASSES.format(
         **same,
         shape=f"{config['in_channels']}, {height}, {width}",
-        more=GUIDANCE.format(null=classes.null) if guided else "",
-        prediction=TWO_PASSES if guided else ONE_PASS,
+        more=GUIDANCE.format(null=classes.null) if classes.guidable else "",
+        prediction=TWO_PASSES if classes.guidable else ONE_PASS,
     )
-    ours = BY_THIS_PACKAGE.format(**same, guidance=", guidance_scale=1.0" if guided else "")
+    ours = BY_THIS_PACKAGE.format(**same, guidance=", guidance_scale=1.0" if classes.guidable else "")
     return (
         f"{python(loop)}\n\nThe network is called here, since `DDPMPipeline`, as which diffusers opens this folder,"
         " gives it no class labels. Nor does it keep model_index.json's `id2label` and `learned_guidance`, as diffusers"

@@ -1,7 +1,5 @@
 """How many of a source's pixel values are at an end of the range: by that the default recipe is chosen."""
 
-import torch
-
 from .image_source import ImageSource
 
 LOOKED_AT = 512
@@ -20,6 +18,5 @@ def saturated_share(images: ImageSource) -> float:
         UserError: an image cannot be read.
     """
     count = min(len(images), LOOKED_AT)
-    chosen = [index * len(images) // count for index in range(count)]
-    values = torch.stack([images[index] for index in chosen])
-    return float(((values <= AT_AN_END) | (values >= 255 - AT_AN_END)).float().mean())
+    chosen = (images[index * len(images) // count] for index in range(count))  # one at a time: they may be large
+    return sum(((image <= AT_AN_END) | (image >= 255 - AT_AN_END)).double().mean().item() for image in chosen) / count

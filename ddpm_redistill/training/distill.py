@@ -42,6 +42,7 @@ def distill(
     run = open_run(config, resume=resume, anyway=resume_anyway)
     teacher = load_teacher(config.teacher)
     size = config.image_size or teacher.unet.config.sample_size
+    # before the images, which may choose the recipe: natural and saturated have one student
     plan = plan_student({**teacher.unet.config, "sample_size": size}, config.student)
     channels = teacher.unet.config.in_channels
     images = open_images(config.data, image_size=size, channels=channels, on_bad_image=config.on_bad_image)

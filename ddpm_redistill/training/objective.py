@@ -140,16 +140,17 @@ def distillation_objective(
         """Its prediction where ``loss.output`` needs it, and its maps at the taps."""
         if not terms and not loss.output:
             return None, {}
-        guidance = None if null is None or labels is None else loss.guidance
-        if guidance is not None:  # twice in one batch, with the labels and with the null class
+        if loss.guidance is not None:  # twice in one batch, with the labels and with the null class
+            assert labels is not None
+            assert null is not None
             noisy, timesteps, labels = noisy.repeat(2, 1, 1, 1), timesteps.repeat(2), with_null(labels, null)
         # Not inference_mode: the losses keep these maps for their backward, where inference tensors are refused.
         with torch.no_grad():
             output, maps = compared.teacher.run(teacher.unet, noisy, timesteps, labels, to_last_tap=not loss.output)
         prediction = None if output is None else output.sample.float()
-        if guidance is None or prediction is None:
+        if loss.guidance is None or prediction is None:
             return prediction, maps
-        return guided(prediction, guidance), {tap: values[: len(values) // 2] for tap, values in maps.items()}
+        return guided(prediction, loss.guidance), {tap: values[: len(values) // 2] for tap, values in maps.items()}
 
     def objective(network: nn.Module, batch: Batch, regressors: nn.Module | None = None) -> dict[str, torch.Tensor]:
         images, timesteps, noise, labels = *(batch[key] for key in KEYS), batch.get("class_labels")

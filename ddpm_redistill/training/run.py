@@ -86,10 +86,7 @@ class Run:
             horizontal_flip=config.horizontal_flip,
             classes=classes,
         )
-        named: dict[str, Any] = {}
-        if classes is not None:
-            of = classes.conditioning
-            named = {"id2label": of.id2label, "learned_guidance": of.learned_guidance}
+        named = classes.conditioning.index_entries if classes else {}
         sampler = RedDDPMPipeline(network, scheduler, compile=False, **named).set_scheduler("ddim")
         sampler.set_progress_bar_config(disable=True)
         where = {"run": self.folder, "accelerator": self.accelerator, "resume": self.resume}
