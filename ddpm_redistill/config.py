@@ -204,6 +204,8 @@ class TeachConfig:
         start: a pretrained DDPM of the same network to go on from (a folder or hub id); None starts at random. Of one
             without classes a class-conditional network gets all but the class embeddings, which start at random, and
             that of the null class at zero.
+        autoencoder: a folder of diffusers' VQModel or AutoencoderKL: the network learns the latents of the images, and
+            image_size and channels stay those of the images. None: it learns pixels.
         training: the loop.
         seed: of everything that is drawn.
     """
@@ -218,6 +220,7 @@ class TeachConfig:
     horizontal_flip: bool = False
     class_conditional: bool = False
     start: str | None = None
+    autoencoder: str | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
 

@@ -5,10 +5,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .conditioning import labels_of, with_null
 from .image_noise import ImageNoise
+from .latents import decode
 from .replay import Replay
 from .step_table import StepTable
 
@@ -19,12 +20,13 @@ class BatchSampler:
     Args:
         step: ``denoising_step`` of the network, to be run as ``Replay`` does.
         table: of the sampler, whose ``limits`` are the step's.
-        shape: (C, H, W) of an image.
+        shape: (C, H, W) of an image, or of its latents.
         device: of the network, and of the noise.
         batch_size: images of a batch at most.
         execution: a context in which the network runs, lean or as it is.
         turns: the labels that images take in turn; None for a network without classes.
         null: the null class, where the step is one with guidance.
+        vqvae: the autoencoder whose latents are sampled; None where they are pixels.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class BatchSampler:
         execution: Callable[[], AbstractContextManager[Any]],
         turns: Sequence[int] | None = None,
         null: int | None = None,
+        vqvae: nn.Module | None = None,
     ):
         self.step = step
         self.shape = shape
@@ -46,6 +49,7 @@ class BatchSampler:
         self.execution = execution
         self.turns = turns
         self.null = null
+        self.vqvae = vqvae
         self.timesteps = table.timesteps.to(device)
         self.factors = table.factors.float().to(device)
         self.draws, self.looks_back = table.uses("of_noise"), table.uses("of_before")
@@ -75,7 +79,10 @@ class BatchSampler:
                 sample, before = self.step(*self._inputs(index, sample, fresh, before, labels))
                 if after_step is not None:
                     after_step()
-        return (sample[:count] / 2 + 0.5).clamp(0, 1)
+        sample = sample[:count]
+        if self.vqvae is not None:
+            sample = decode(self.vqvae, sample)
+        return (sample / 2 + 0.5).clamp(0, 1)
 
     def _labels(self, indices: range) -> Tensor | None:
         """Of images ``indices``, as ``denoise.Step`` takes them."""

@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, LDMPipeline, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch import nn
 
 from .batch_sampler import BatchSampler
 from .conditioning import Conditioning, conditioning_of
 from .denoise import denoising_step
+from .latents import pixels_per_latent
 from .lean import LEAN_SETTINGS, lean_execution
 from .replay import Replay
 from .scheduling_ddim import SpacedDDIMScheduler
@@ -61,11 +63,15 @@ class RedDDPMPipeline(DDPMPipeline):
         id2label: of a network with class embeddings, the names of the classes by number (``conditioning_of``); None
             where no name and no null class is known. Kept in ``model_index.json``.
         learned_guidance: the guidance scale that a student has learned from its teacher. Kept there too.
+        vqvae: of a latent diffusion model its autoencoder, a ``VQModel`` or ``AutoencoderKL`` (``latents.py``): ``unet``
+            then denoises latents, and images are what it decodes them to. The name is that of diffusers' ``LDMPipeline``.
 
     Raises:
         ValueError: an unknown lean setting or value of ``compile``; lean and ``compile=True``, since a compiler has an
             order of its own in which it takes and frees memory; or ``id2label`` is not of this network.
     """
+
+    _optional_components = ["vqvae"]
 
     def __init__(
         self,
@@ -75,8 +81,10 @@ class RedDDPMPipeline(DDPMPipeline):
         compile: bool | str = "auto",
         id2label: Mapping[Any, str] | None = None,
         learned_guidance: float | None = None,
+        vqvae: nn.Module | None = None,
     ):
         super().__init__(unet, scheduler)
+        self.register_modules(vqvae=vqvae)
         embeddings = getattr(unet.config, "num_class_embeds", None)  # of other networks there may be no word of it
         self.conditioning: Conditioning | None = conditioning_of(embeddings, id2label, learned_guidance)
         self.eta = 0.0
@@ -190,8 +198,6 @@ class RedDDPMPipeline(DDPMPipeline):
         """
         turns, doubled = self.check_classes(class_labels, guidance_scale)
         guidance = guidance_scale if doubled else None
-        config = self.unet.config
-        height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
         table = self.step_table(num_inference_steps)
         compiled = self.compiles(num_batches * num_inference_steps)
         execution: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -200,13 +206,30 @@ class RedDDPMPipeline(DDPMPipeline):
         return BatchSampler(
             self._replay(table.limits, compiled, guidance),
             table,
-            shape=(config.in_channels, height, width),
+            shape=self.sample_shape,
             device=self._execution_device,
             batch_size=batch_size,
             execution=execution,
             turns=turns,
             null=self.conditioning.null if self.conditioning and doubled else None,
+            vqvae=self.vqvae,
         )
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network denoises: an image, or its latents."""
+        config = self.unet.config
+        height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+        return config.in_channels, height, width
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        if self.vqvae is None:
+            return self.sample_shape
+        _, height, width = self.sample_shape
+        pixels = pixels_per_latent(self.vqvae.config)
+        return self.vqvae.config.out_channels, height * pixels, width * pixels
 
     def check_classes(
         self, class_labels: int | Sequence[int] | None = None, guidance_scale: float | None = None
@@ -260,14 +283,17 @@ class RedDDPMPipeline(DDPMPipeline):
         return self._replays[key]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write a folder of stock ``DDPMPipeline`` and scheduler: ``DiffusionPipeline.from_pretrained`` opens it too.
+        """Write a folder of stock ``DDPMPipeline``, of latents ``LDMPipeline``, and scheduler:
+        ``DiffusionPipeline.from_pretrained`` opens it too.
 
         What diffusers has no place for is not in it: ``lean``, ``eta``, and quad spacing, which becomes "trailing".
         """
         scheduler = self.scheduler
         if isinstance(scheduler, SpacedDDIMScheduler):
             scheduler = scheduler.to_stock()
-        stock = DDPMPipeline(self.unet, scheduler)
+        stock: Any = DDPMPipeline(self.unet, scheduler)
+        if self.vqvae is not None:
+            stock = LDMPipeline(self.vqvae, self.unet, scheduler)
         if self.conditioning is not None:
             entries = self.conditioning.index_entries
             stock.register_to_config(**{key: value for key, value in entries.items() if value is not None})

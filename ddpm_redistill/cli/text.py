@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..students.free_width import FreeWidth
 
 PEAKS = ("paper_peak", "paper_peak_with_skips", "red_paper_peak", "tensor_peak", "tensor_peak_lean", "weights")
+OF_LATENTS = ("decoder_peak", "autoencoder_weights")
 OF_PROGRAMS = ("planned_arena", "file")
 SHOWN_AT_PEAK = 6
 MOST_CLASSES, LONGEST_NAME = 20, 24
@@ -61,7 +62,7 @@ def live_at_peak_table(profile: dict[str, Any], title: str) -> str:
 def _memory_rows(profiles: list[dict[str, Any]], by_setting: bool) -> list[tuple[str, list[int | None]]]:
     """(label, a value for each network); a definition that none of them carries is left out."""
     rows: list[tuple[str, list[int | None]]] = []
-    for peak in (*PEAKS, *OF_PROGRAMS):
+    for peak in (*PEAKS, *OF_LATENTS, *OF_PROGRAMS):
         if by_setting and peak == "tensor_peak_lean":
             settings = {setting: None for profile in profiles for setting in profile["lean"]}
             rows += [(f"  lean, {setting}", [p["lean"].get(setting) for p in profiles]) for setting in settings]

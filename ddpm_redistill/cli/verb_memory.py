@@ -32,7 +32,9 @@ def memory_of_networks(arguments: Namespace) -> None:
     import torch
 
     from ..pipelines.lean import LEAN_SETTINGS
+    from ..sources.latent_images import side_of
     from ..sources.teacher import find_model
+    from ..students.decoder_memory import decoder_memory
     from ..students.footprint import memory_report, network_of, unet_memory
 
     quiet_libraries()
@@ -41,10 +43,15 @@ def memory_of_networks(arguments: Namespace) -> None:
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give another --timeline")
     refs = {"teacher": arguments.teacher, "model": arguments.model}
-    unets = {name: network_of(find_model(ref).config) for name, ref in refs.items() if ref is not None}
-    at = {key: arguments[key] for key in ("batch_size", "image_size")} | {"dtype": getattr(torch, arguments.dtype)}
+    models = {name: find_model(ref) for name, ref in refs.items() if ref is not None}
+    unets = {name: network_of(model.config) for name, model in models.items()}
+    side = side_of(arguments.image_size, None, models["model"].pixels_per_latent)
+    at = {"batch_size": arguments.batch_size, "image_size": side, "dtype": getattr(torch, arguments.dtype)}
 
     memory = {name: memory_report(unet, settings=LEAN_SETTINGS, **at) for name, unet in unets.items()}
+    for name, model in models.items():
+        if model.autoencoder:
+            memory[name] |= decoder_memory(model.autoencoder.config, side or unets[name].config.sample_size)
     execution, judged = "eager", memory["model"]
     if arguments.lean:
         lean = unet_memory(unets["model"], **at, lean=arguments.lean)

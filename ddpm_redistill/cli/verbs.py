@@ -29,7 +29,9 @@ DEMO_STEPS = 25
 
 @collector_off()
 def run_plan(arguments: Namespace) -> None:
+    from ..sources.latent_images import side_of
     from ..sources.teacher import find_model
+    from ..students.decoder_memory import decoder_memory
     from ..students.footprint import planned_memory, planned_report
     from ..students.free_width import free_width
     from ..students.plan import plan_student
@@ -39,12 +41,16 @@ def run_plan(arguments: Namespace) -> None:
     if arguments.image_size is not None and arguments.image_size < 1:
         raise UserError(f"image_size must be at least 1, not {arguments.image_size}")
     own_size = model.config.get("sample_size")
-    config = {**model.config, "sample_size": arguments.image_size or own_size}
+    side = side_of(arguments.image_size, own_size, model.pixels_per_latent)
+    config = {**model.config, "sample_size": side}
     if budget is None:
         reduction: Any = 2 if arguments.reduction is None else arguments.reduction
         options = {"red_placement": arguments.red_placement, "widen": arguments.widen}
         plan = plan_student(config, StudentConfig(reduction=reduction, **options))
         memory = planned_report(model.config, plan)
+        if model.autoencoder:
+            decoder = decoder_memory(model.autoencoder.config, plan.sample_size)
+            memory = {name: found | decoder for name, found in memory.items()}
         peaks = {name: memory["student"][name] for name in ("tensor_peak", "tensor_peak_lean")}
         free = None if plan.widens else free_width(model.config, plan, **peaks)
         if arguments.json:

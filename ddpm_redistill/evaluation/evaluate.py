@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 from ..errors import UserError
 from ..pipelines.image_noise import NOISE
 from ..provenance import environment
+from ..students.decoder_memory import decoder_memory
 from ..students.footprint import MOST_SAVING, memory_profiles, profiles_report
 from .batch_size import choose_batch_size
 from .classes import figures_by_class
@@ -164,6 +165,9 @@ def evaluate(
         pictures["nearest"] = _nearest_of_some(measured["student"], images, reference)
     profiles = {name: memory_profiles(p.unet, settings=(MOST_SAVING,)) for name, p in pipelines.items()}
     report["memory"] = {name: profiles_report(found) for name, found in profiles.items()}
+    for name, pipeline in pipelines.items():
+        if pipeline.vqvae is not None:
+            report["memory"][name] |= decoder_memory(pipeline.vqvae.config, pipeline.sample_shape[-1])
     student = pipelines.get("student")
     report["plan"] = dict(student.unet.config).get("student_plan") if student else None
     sampler = {"num_inference_steps": counts, "scheduler": scheduler, "spacing": spacing, "eta": eta, "dtype": dtype}

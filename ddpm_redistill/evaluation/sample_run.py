@@ -96,7 +96,7 @@ def sample_to_disk(
         batch_size, why = choose_batch_size([pipeline], num_images, passes)
         batch_size = broadcast_object_list([batch_size])[0]  # GPUs of several processes may differ in what is free
     check_counts(pipeline, num_images, num_inference_steps, batch_size)
-    channels = pipeline.unet.config.out_channels
+    channels = pipeline.image_shape[0]
     if channels not in (1, 3):
         raise UserError(f"{model} makes images of {channels} channels: pictures have 1 or 3")
     batches = batches_of(num_images, batch_size)

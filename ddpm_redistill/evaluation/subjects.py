@@ -41,9 +41,8 @@ class Subject:
             channels, size, _ = self.images[0].shape
             return channels, size
         assert self.pipeline is not None
-        config = self.pipeline.unet.config
-        size = config.sample_size
-        return config.in_channels, size if isinstance(size, int) else size[0]
+        channels, size, _ = self.pipeline.image_shape
+        return channels, size
 
     @property
     def conditioning(self) -> Conditioning | None:

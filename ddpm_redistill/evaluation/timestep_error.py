@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..core.losses import epsilon_of
 from ..errors import UserError
 from ..pipelines.conditioning import guided, with_null
+from ..pipelines.latents import encode
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..pipelines.seeds import seeded_generator
 
@@ -67,13 +68,13 @@ def error_by_timestep(
     if clean.dtype != torch.uint8 and not (clean.is_floating_point() and clean.abs().max() <= 1 + 1e-4):
         raise UserError(f"images must be uint8 or float in [-1, 1], got {clean.dtype} up to {clean.abs().max()}")
     for name, pipeline in pipelines.items():
-        config = pipeline.unet.config
-        size = config.sample_size
-        shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
+        config, shape = pipeline.unet.config, pipeline.image_shape
         if tuple(clean.shape[1:]) != shape:
             raise UserError(f"images of shape {tuple(clean.shape[1:])} are not what {name} takes: {shape}")
         if getattr(config, "num_class_embeds", None) is not None and name not in (labels or {}):
             raise UserError(f"{name} has classes, and there are no labels for it of these images")
+
+    vqvae = _common_autoencoder(pipelines)
 
     totals = {name: [0.0] * len(chosen_timesteps) for name in pipelines}
     passes = len(pipelines) * len(chosen_timesteps) * len(clean)
@@ -82,6 +83,8 @@ def error_by_timestep(
             for start in range(0, len(clean), batch_size):
                 batch = clean[start : start + batch_size]
                 batch = batch / 127.5 - 1 if batch.dtype == torch.uint8 else batch.float()
+                if vqvae is not None:
+                    batch = encode(vqvae, batch).cpu()
                 indices = order[start : start + batch_size]
                 noise = torch.stack([_noise(batch.shape[1:], seed, index, timestep) for index in indices])
                 noisy = abar[timestep].sqrt() * batch + (1 - abar[timestep]).sqrt() * noise
@@ -129,6 +132,20 @@ def _common_schedule(pipelines: Mapping[str, RedDDPMPipeline]) -> Tensor:
         if other.shape != abar.shape or not torch.allclose(other, abar, rtol=1e-4, atol=0):
             raise UserError(f"{name} and {first} have different noise schedules: no timestep means the same to both")
     return abar
+
+
+def _common_autoencoder(pipelines: Mapping[str, RedDDPMPipeline]) -> nn.Module | None:
+    """Of networks of latents; None of networks of pixels."""
+    first, *others = [pipeline.vqvae for pipeline in pipelines.values()]
+    state = None if first is None else first.state_dict()
+    for other in others:
+        found = None if other is None else other.state_dict()
+        if (state is None) != (found is None) or (
+            state is not None
+            and (state.keys() != found.keys() or any(not torch.equal(state[key], found[key]) for key in state))
+        ):
+            raise UserError("the networks do not denoise the latents of one autoencoder: their errors do not compare")
+    return first
 
 
 def _checked_timesteps(timesteps: Sequence[int] | None, abar: Tensor) -> list[int]:

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors import UserError
 from ..files import written_aside
-from ..sources.model_folder import find_model
+from ..sources.model_folder import ModelFolder, find_model
 from . import measured as m
 from .classes import condition, facts_of_classes
 from .licence import is_hub_id, licence_of, teacher_folder
@@ -127,6 +127,18 @@ def of_a_student(student: Student) -> bool:
     return isinstance(strides, list) and strides[:1] not in ([], [1])
 
 
+def facts_of_images(model: ModelFolder) -> Iterator[list[str]]:
+    size, channels = model.config.get("sample_size"), model.config.get("in_channels")
+    if model.autoencoder is None:
+        yield ["images", text(f"{size} px, channels {channels}")]
+        return
+    autoencoder = model.autoencoder.config
+    pixels = size * model.pixels_per_latent if isinstance(size, int) else size
+    yield ["images", text(f"{pixels} px, channels {autoencoder['out_channels']}")]
+    yield ["latents, which the student denoises", text(f"{size} a side, channels {channels}")]
+    yield ["autoencoder, as its teacher's", code(autoencoder["_class_name"])]
+
+
 def facts(student: Student, teachers: list[tuple[str, str | None]]) -> Iterator[list[str]]:
     plan, config = student.plan, student.config
     if student.teacher:
@@ -145,8 +157,7 @@ def facts(student: Student, teachers: list[tuple[str, str | None]]) -> Iterator[
     yield ["plan: predicts, starts from", text(f"{plan.get('prediction_type')}, {plan.get('start')} weights")]
     if any(factor != 1 for factor in plan.get("widen") or ()):
         yield ["plan: times the teacher's channels, by level", text(listed(plan["widen"]))]
-    size = student.model.config.get("sample_size")
-    yield ["images", text(f"{size} px, channels {student.model.config.get('in_channels')}")]
+    yield from facts_of_images(student.model)
     yield from facts_of_classes(student.conditioning)
     if isinstance(config.get("data"), str):
         yield ["data that it was trained on", code(shown_ref(config["data"]))]

@@ -18,6 +18,8 @@ MEMORY = {
     "paper_peak_with_skips": "the same with live long skips",
     "red_paper_peak": "largest RED block by the paper's rule",
     "weights": "parameters and buffers",
+    "decoder_peak": "tensor_peak of the decoder, which makes an image of the latents after all steps",
+    "autoencoder_weights": "parameters and buffers of the autoencoder",
 }
 
 

@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from ..errors import UserError
 from ..pipelines.conditioning import conditioning_of
 from ..pipelines.modeling_red_unet import RedUNet2DModel
+from .autoencoder import PARTS, AutoencoderFolder, check_autoencoder, check_latents
 from .image_files import one_line
 from .model_config import check_values, why_no_ddpm
 
@@ -44,6 +45,13 @@ class ModelFolder:
     """Names of classes by number, and"""
     learned_guidance: float | None = None
     """the guidance scale that a student has learned: as ``model_index.json`` has them."""
+    autoencoder: AutoencoderFolder | None = None
+    """Of a model of latents."""
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """A side; 1 of a network of pixels."""
+        return self.autoencoder.pixels_per_latent if self.autoencoder else 1
 
     @property
     def network_class(self) -> str:
@@ -91,7 +99,8 @@ def find_model(ref: str) -> ModelFolder:
         check_values(scheduler, DDPMScheduler, found)
     classes = {key: index.get(key) for key in ("id2label", "learned_guidance")}
     _check_classes(root, config, classes)
-    model = ModelFolder(ref, unet, config, scheduler, _code_version(index), **classes)
+    autoencoder = _autoencoder(ref, root, index, config)
+    model = ModelFolder(ref, unet, config, scheduler, _code_version(index), **classes, autoencoder=autoencoder)
     if model.weights.is_file():
         _check_inside(root, model.weights)
     return model
@@ -114,6 +123,27 @@ def check_weights_file(model: ModelFolder) -> None:
             " where you trust it, unet.save_pretrained(folder, safe_serialization=True), and give that folder"
         )
     raise UserError(f"{model.ref} has no weights: {WEIGHTS} is missing in {model.unet}")
+
+
+def _autoencoder(ref: str, root: Path, index: dict[str, Any], unet: dict[str, Any]) -> AutoencoderFolder | None:
+    """Of a model of latents, by the parts that its model_index.json names. Raises UserError as ``check_autoencoder``."""
+    part = next((name for name in PARTS if index.get(name)), None)
+    if part is None:
+        return None
+    config = _read_part(root, root / part / "config.json")
+    found = check_autoencoder(ref, root / part, config)
+    check_latents(found, unet)
+    _check_inside(root, found.weights)
+    return found
+
+
+def find_autoencoder(ref: str) -> AutoencoderFolder:
+    """An autoencoder in a folder of its own, or that of a latent diffusion folder. Raises UserError."""
+    root = Path(ref).expanduser()
+    folder = next((root / part for part in PARTS if (root / part / "config.json").is_file()), root)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{ref} is no autoencoder's folder: there is no config.json in it")
+    return check_autoencoder(ref, folder, _read_part(root, folder / "config.json"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,14 +5,18 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors import safe_open
+from torch import nn
 
 from ..errors import UserError
+from ..pipelines.latents import pixels_per_latent
 from ..pipelines.modeling_red_unet import CODE_VERSION
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from .autoencoder import load_autoencoder
 from .image_files import one_line
 from .model_folder import NETWORKS, ModelFolder, check_weights_file, find_model
 
@@ -27,7 +31,8 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 class Teacher:
     """A frozen network in eval mode, its noise schedule, where it came from and the sha256 of its weights.
 
-    ``id2label`` and ``learned_guidance`` of a class-conditional network: as ``RedDDPMPipeline``.
+    ``id2label`` and ``learned_guidance`` of a class-conditional network, and ``vqvae`` of one of latents: as
+    ``RedDDPMPipeline``.
     """
 
     unet: UNet2DModel
@@ -36,6 +41,18 @@ class Teacher:
     sha256: str
     id2label: dict[str, str] | None = None
     learned_guidance: float | None = None
+    vqvae: nn.Module | None = None
+    autoencoder_sha256: str | None = None
+
+    @property
+    def image_channels(self) -> int:
+        """Of the images that it learns, encoded or not."""
+        return int((self.unet if self.vqvae is None else self.vqvae).config.in_channels)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """A side; 1 of a network of pixels."""
+        return 1 if self.vqvae is None else pixels_per_latent(self.vqvae.config)
 
 
 def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
@@ -77,8 +94,9 @@ def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
             " images than its card shows, open it in diffusers with trust_remote_code=True",
             *(ref, model.code_version, CODE_VERSION),
         )
-    classes = {"id2label": model.id2label, "learned_guidance": model.learned_guidance}
-    return RedDDPMPipeline(unet.eval(), load_scheduler(model), lean, **classes)
+    classes: dict[str, Any] = {"id2label": model.id2label, "learned_guidance": model.learned_guidance}
+    vqvae = load_autoencoder(model.autoencoder) if model.autoencoder else None
+    return RedDDPMPipeline(unet.eval(), load_scheduler(model), lean, **classes, vqvae=vqvae)
 
 
 def load_teacher(ref: str) -> Teacher:
@@ -93,7 +111,12 @@ def load_teacher(ref: str) -> Teacher:
     if sha256_of(model.weights) != sha256:
         raise UserError(f"the weights of {ref} changed while they were read: start again when they are at rest")
     pipeline.unet.requires_grad_(False)
-    return Teacher(pipeline.unet, pipeline.scheduler, ref, sha256, model.id2label, model.learned_guidance)
+    autoencoder_sha256 = sha256_of(model.autoencoder.weights) if model.autoencoder else None
+    return Teacher(
+        *(pipeline.unet, pipeline.scheduler, ref, sha256, model.id2label, model.learned_guidance),
+        vqvae=pipeline.vqvae,
+        autoencoder_sha256=autoencoder_sha256,
+    )
 
 
 def sha256_of(path: Path) -> str:

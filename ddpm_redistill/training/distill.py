@@ -8,8 +8,10 @@ from typing import Any
 from diffusers import DDPMScheduler
 
 from ..config import LOSS_TERMS, DistillConfig, resolve
+from ..errors import UserError
 from ..sources.image_source import ImageSource
 from ..sources.images import open_images
+from ..sources.latent_images import side_of
 from ..sources.saturation import SATURATED, saturated_share
 from ..sources.teacher import Teacher, load_teacher
 from ..students.derive import derive_student
@@ -21,6 +23,8 @@ from .run import open_run
 from .run_folder import settings_text
 
 log = logging.getLogger("ddpm_redistill")
+
+LATENTS_RECIPE = ("natural", "\nrecipe: natural, since the network learns latents, which have no ends of a range")
 
 
 def distill(
@@ -41,14 +45,17 @@ def distill(
     asked, config = config, resolve(config)
     run = open_run(config, resume=resume, anyway=resume_anyway)
     teacher = load_teacher(config.teacher)
-    size = config.image_size or teacher.unet.config.sample_size
+    side = side_of(config.image_size, teacher.unet.config.sample_size, teacher.pixels_per_latent)
+    size = side * teacher.pixels_per_latent
     # before the images, which may choose the recipe: natural and saturated have one student
-    plan = plan_student({**teacher.unet.config, "sample_size": size}, config.student)
-    channels = teacher.unet.config.in_channels
+    plan = plan_student({**teacher.unet.config, "sample_size": side}, config.student)
+    channels = teacher.image_channels
+    if teacher.vqvae is not None and config.horizontal_flip:
+        raise UserError("horizontal_flip is of pixels, and this teacher learns latents: leave it out")
     images = open_images(config.data, image_size=size, channels=channels, on_bad_image=config.on_bad_image)
     why = ""
     if asked.recipe == "default":
-        name, why = default_recipe(images)
+        name, why = default_recipe(images) if teacher.vqvae is None else LATENTS_RECIPE
         config = resolve(asked, name)
     run = run.settled(config)
     aligned = alignment(teacher.unet.config, plan)
@@ -60,6 +67,7 @@ def distill(
         "teacher_sha256": teacher.sha256,
         "teacher_config": describe(teacher),
         "data_sha256": images.fingerprint,
+        **({"autoencoder_sha256": teacher.autoencoder_sha256} if teacher.vqvae is not None else {}),
         **(classes.records() if classes else {}),
     }
     records = run.records(places, contents, plan.to_dict())
@@ -83,6 +91,7 @@ def distill(
                 *(student, scheduler, objective_at, weights, images, "student"),
                 loss_modules=regressors,
                 classes=classes,
+                vqvae=teacher.vqvae,
             )
 
 

@@ -39,7 +39,7 @@ class Draws:
         horizontal_flip: bool,
         classes: Classes | None = None,
     ):
-        """``images``: uint8 (C, H, W) each; ``classes``: of a class-conditional network."""
+        """``images``: uint8 (C, H, W) each, or latents in float32; ``classes``: of a class-conditional network."""
         self.images = images
         self.seed = seed
         self.batch_size = batch_size
@@ -93,7 +93,7 @@ def micro_batches(
     device: torch.device,
 ) -> Generator[dict[str, torch.Tensor]]:
     """This process's share of steps [first_step, last_step), ``accumulation`` batches a step, in order, on ``device``:
-    ``images`` (b, C, H, W) in [-1, 1], ``noise`` (b, C, H, W), ``timesteps`` (b,), and of a class-conditional network
+    ``images`` (b, C, H, W) in [-1, 1], latents as they are, ``noise`` (b, C, H, W), ``timesteps`` (b,), and of a class-conditional network
     ``class_labels`` (b,).
 
     A micro-batch is the same contiguous positions of the global batch whatever the number of processes, and a process
@@ -116,7 +116,9 @@ def micro_batches(
             if draws.horizontal_flip:
                 images = _flipped(images, drawn["flips"][share])
             given = {name: value[share] for name, value in drawn.items() if name != "flips"}
-            yield {"images": images.float().div_(127.5).sub_(1), **given}
+            if images.dtype == torch.uint8:
+                images = images.float().div_(127.5).sub_(1)
+            yield {"images": images, **given}
 
 
 def _flipped(images: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
@@ -129,7 +131,7 @@ def _flipped(images: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
 def _pixels(
     images: Dataset[torch.Tensor], orders: Iterator[torch.Tensor], num_workers: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """The images of each of ``orders``, uint8 (b, C, H, W) on ``device``."""
+    """The images of each of ``orders``, (b, C, H, W) on ``device``, in the dtype that they are held in."""
     held = images.held if isinstance(images, ImageSource) else None
     if held is None:
         yield from _loaded(images, orders, num_workers, device)

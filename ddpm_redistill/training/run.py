@@ -14,6 +14,7 @@ from ..config import DistillConfig, TeachConfig
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..provenance import environment
 from ..sources.image_source import ImageSource
+from ..sources.latent_images import encoded
 from .classes import Classes
 from .disk import on_main
 from .draws import STREAM, Draws
@@ -74,10 +75,14 @@ class Run:
         *,
         loss_modules: nn.Module | None = None,
         classes: Classes | None = None,
+        vqvae: nn.Module | None = None,
     ) -> Path:
         """``loop.train`` on ``images``, of ``classes`` for a class-conditional network; returns the result's folder,
-        ``output_dir/name``: a pipeline, EMA weights."""
-        config = self.config
+        ``output_dir/name``: a pipeline, EMA weights. With ``vqvae``, the autoencoder that goes into it, ``images`` are
+        encoded and the network learns their latents."""
+        config, device = self.config, self.accelerator.device
+        if vqvae is not None:
+            images = encoded(images, vqvae.to(device), device)
         draws = Draws(
             images,
             seed=config.seed,
@@ -86,7 +91,7 @@ class Run:
             horizontal_flip=config.horizontal_flip,
             classes=classes,
         )
-        named = classes.conditioning.index_entries if classes else {}
+        named: dict[str, Any] = {**(classes.conditioning.index_entries if classes else {}), "vqvae": vqvae}
         sampler = RedDDPMPipeline(network, scheduler, compile=False, **named).set_scheduler("ddim")
         sampler.set_progress_bar_config(disable=True)
         where = {"run": self.folder, "accelerator": self.accelerator, "resume": self.resume}

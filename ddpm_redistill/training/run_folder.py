@@ -154,7 +154,8 @@ def write_pipeline(pipeline: RedDDPMPipeline, folder: Path) -> None:
         UserError: the disk refused it; nothing is left of it.
     """
     aside = folder.with_name(f".{folder.name}.writing")
-    need = sum(value.nbytes for value in pipeline.unet.state_dict().values())
+    parts = [part for part in (pipeline.unet, pipeline.vqvae) if part is not None]
+    need = sum(value.nbytes for part in parts for value in part.state_dict().values())
     with written(folder, need, "make room, then go on with --resume"):
         shutil.rmtree(aside, ignore_errors=True)
         try:

@@ -14,8 +14,11 @@ from ..core.losses import epsilon_of, noisy_of, task_loss
 from ..errors import UserError
 from ..pipelines.conditioning import Conditioning
 from ..pipelines.seeds import seeded_generator
+from ..sources.autoencoder import AutoencoderFolder, load_autoencoder
 from ..sources.images import open_images
-from ..sources.teacher import load_teacher
+from ..sources.latent_images import side_of
+from ..sources.model_folder import find_autoencoder
+from ..sources.teacher import load_teacher, sha256_of
 from .classes import classes_of_data
 from .gradient import Batch
 from .run import open_run
@@ -50,8 +53,11 @@ def teach(
     if config.training.label_dropout is not None and not config.class_conditional:
         raise UserError("training.label_dropout is set, but class_conditional is not: leave one out or set the other")
     classes = classes_of_data(images, config.training) if config.class_conditional else None
-    unet, scheduler = build_teacher(config, classes.conditioning if classes else None)
+    found = find_autoencoder(config.autoencoder) if config.autoencoder else None
+    unet, scheduler = build_teacher(config, classes.conditioning if classes else None, found)
+    vqvae = load_autoencoder(found) if found else None
     contents = {"data_sha256": images.fingerprint, **(classes.records() if classes else {})}
+    contents |= {"autoencoder_sha256": sha256_of(found.weights)} if found else {}
     records = run.records({"data": images.description}, contents)
     log.info("%s\ndata: %s", settings_text(config), images.description)
     if dry_run:
@@ -67,13 +73,29 @@ def teach(
             epsilon = epsilon_of(prediction, noisy, abar, scheduler.config.prediction_type)
             return {"task": task_loss(epsilon, noise)}
 
-        return run.train(unet, scheduler, lambda _: objective, {"task": 1.0}, images, "teacher", classes=classes)
+        options = {"classes": classes, "vqvae": vqvae}
+        return run.train(unet, scheduler, lambda _: objective, {"task": 1.0}, images, "teacher", **options)
 
 
-def build_teacher(config: TeachConfig, conditioning: Conditioning | None = None) -> tuple[UNet2DModel, DDPMScheduler]:
-    """A fresh network, of these classes, and schedule. Raises UserError for arguments that diffusers does not take."""
+def build_teacher(
+    config: TeachConfig, conditioning: Conditioning | None = None, autoencoder: AutoencoderFolder | None = None
+) -> tuple[UNet2DModel, DDPMScheduler]:
+    """A fresh network, of these classes and of the latents of this autoencoder, and schedule.
+
+    Raises:
+        UserError: arguments that diffusers does not take, or images that the autoencoder does not.
+    """
     embeddings = conditioning.num_classes + (conditioning.null is not None) if conditioning else None
-    values = {"image_size": config.image_size, "channels": config.channels, "class_conditional": embeddings}
+    side, channels = config.image_size, config.channels
+    if autoencoder is not None:
+        if config.horizontal_flip:
+            raise UserError("horizontal_flip is of pixels, and this network learns latents: leave it out")
+        if autoencoder.config["in_channels"] != channels:
+            takes = autoencoder.config["in_channels"]
+            raise UserError(f"channels is {channels}, and the autoencoder {autoencoder.ref} takes {takes}")
+        side = side_of(config.image_size, None, autoencoder.pixels_per_latent)
+        channels = autoencoder.config["latent_channels"]
+    values = {"image_size": side, "channels": channels, "class_conditional": embeddings}
     taken = {key: values[setting] for key, setting in TAKEN.items()}
     for section, given, target in (("unet", config.unet, UNet2DModel), ("scheduler", config.scheduler, DDPMScheduler)):
         told = {key for key, value in given.items() if value is not None}
@@ -94,9 +116,9 @@ def build_teacher(config: TeachConfig, conditioning: Conditioning | None = None)
     if scheduler.config.prediction_type not in get_args(PredictionType):
         raise UserError(f"scheduler.prediction_type must be one of {', '.join(get_args(PredictionType))}")
     strided = sum(bool(block.downsamplers) for block in unet.down_blocks)
-    if config.image_size % 2**strided:
-        need = f"as {strided} down-samplers need"
-        raise UserError(f"image_size {config.image_size} does not divide by {2**strided}, {need}")
+    if side % 2**strided:
+        need, what = f"as {strided} down-samplers need", "image_size" if autoencoder is None else "the latents' side,"
+        raise UserError(f"{what} {side} does not divide by {2**strided}, {need}")
     if config.start:
         _start_from(config.start, unet, scheduler, conditioning)
     return unet, scheduler

@@ -25,6 +25,8 @@ MEMORY = {
     "paper_peak_with_skips": ("Paper's peak with skips", "the same with live skip connections"),
     "red_paper_peak": ("Paper's peak of RED blocks", "largest RED block"),
     "weights": ("Weights", "parameters and buffers"),
+    "decoder_peak": ("Exact tensor peak of the decoder", "which makes an image of the latents, after all steps"),
+    "autoencoder_weights": ("Weights of the autoencoder", "beside those of the network of latents"),
 }
 BARS_ALT = "Bars of the named memory peaks: the numbers of the table above"
 
