@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .conditioning import labels_of, with_null
 from .image_noise import ImageNoise
-from .latents import decode
+from .latents import Autoencoder, decode
 from .replay import Replay
 from .step_table import StepTable
 
@@ -40,7 +40,7 @@ class BatchSampler:
         execution: Callable[[], AbstractContextManager[Any]],
         turns: Sequence[int] | None = None,
         null: int | None = None,
-        vqvae: nn.Module | None = None,
+        vqvae: Autoencoder | None = None,
     ):
         self.step = step
         self.shape = shape

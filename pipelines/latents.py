@@ -8,7 +8,8 @@ import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
-AUTOENCODERS: dict[str, type[nn.Module]] = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL}
+Autoencoder = VQModel | AutoencoderKL
+AUTOENCODERS: dict[str, Any] = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL}
 
 
 def pixels_per_latent(config: Mapping[str, Any]) -> int:
@@ -17,7 +18,7 @@ def pixels_per_latent(config: Mapping[str, Any]) -> int:
 
 
 @torch.no_grad()
-def encode(autoencoder: nn.Module, images: Tensor) -> Tensor:
+def encode(autoencoder: Autoencoder, images: Tensor) -> Tensor:
     """float32 (B, C, H, W) in [-1, 1] -> float32 latents (B, Z, H / f, W / f), times the scaling factor of the
     autoencoder's config. Of an ``AutoencoderKL`` the mean of its distribution, so that an image has one latent."""
     encoded = autoencoder.encode(images.to(_parameter(autoencoder)))
@@ -26,7 +27,7 @@ def encode(autoencoder: nn.Module, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode(autoencoder: nn.Module, latents: Tensor) -> Tensor:
+def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
     """Inverse of ``encode``: float32 (B, Z, H / f, W / f) -> float32 (B, C, H, W), nominally in [-1, 1].
 
     One image at a time: a decoder works at full resolution, where a batch would take far more memory than the denoiser.

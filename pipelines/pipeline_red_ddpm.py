@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, LDMPipeline, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from torch import nn
 
 from .batch_sampler import BatchSampler
 from .conditioning import Conditioning, conditioning_of
 from .denoise import denoising_step
-from .latents import pixels_per_latent
+from .latents import Autoencoder, pixels_per_latent
 from .lean import LEAN_SETTINGS, lean_execution
 from .replay import Replay
 from .scheduling_ddim import SpacedDDIMScheduler
@@ -63,15 +62,15 @@ class RedDDPMPipeline(DDPMPipeline):
         id2label: of a network with class embeddings, the names of the classes by number (``conditioning_of``); None
             where no name and no null class is known. Kept in ``model_index.json``.
         learned_guidance: the guidance scale that a student has learned from its teacher. Kept there too.
-        vqvae: of a latent diffusion model its autoencoder, a ``VQModel`` or ``AutoencoderKL`` (``latents.py``): ``unet``
-            then denoises latents, and images are what it decodes them to. The name is that of diffusers' ``LDMPipeline``.
+        vqvae: of a latent diffusion model its autoencoder, a ``VQModel`` or ``AutoencoderKL`` (``latents.py``):
+            ``unet`` then denoises latents, and images are what it decodes them to. ``LDMPipeline`` has it by this name.
 
     Raises:
         ValueError: an unknown lean setting or value of ``compile``; lean and ``compile=True``, since a compiler has an
             order of its own in which it takes and frees memory; or ``id2label`` is not of this network.
     """
 
-    _optional_components = ["vqvae"]
+    _optional_components = ["vqvae"]  # noqa: RUF012  (diffusers reads this list)
 
     def __init__(
         self,
@@ -81,7 +80,7 @@ class RedDDPMPipeline(DDPMPipeline):
         compile: bool | str = "auto",
         id2label: Mapping[Any, str] | None = None,
         learned_guidance: float | None = None,
-        vqvae: nn.Module | None = None,
+        vqvae: Autoencoder | None = None,
     ):
         super().__init__(unet, scheduler)
         self.register_modules(vqvae=vqvae)

@@ -51,7 +51,7 @@ def make_ldm(folder: Path, kind: str) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders VQModel and AutoencoderKL, images.npz, and a student of each folder, VQModel_run and AutoencoderKL_run."""
+    """images.npz; folders VQModel and AutoencoderKL, and a run of each: VQModel_run and AutoencoderKL_run."""
     place = tmp_path_factory.mktemp("latents")
     make_images(place / "images.npz")
     for kind in KINDS:

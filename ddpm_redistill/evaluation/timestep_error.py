@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..core.losses import epsilon_of
 from ..errors import UserError
 from ..pipelines.conditioning import guided, with_null
-from ..pipelines.latents import encode
+from ..pipelines.latents import Autoencoder, encode
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..pipelines.seeds import seeded_generator
 
@@ -134,17 +134,14 @@ def _common_schedule(pipelines: Mapping[str, RedDDPMPipeline]) -> Tensor:
     return abar
 
 
-def _common_autoencoder(pipelines: Mapping[str, RedDDPMPipeline]) -> nn.Module | None:
+def _common_autoencoder(pipelines: Mapping[str, RedDDPMPipeline]) -> Autoencoder | None:
     """Of networks of latents; None of networks of pixels."""
     first, *others = [pipeline.vqvae for pipeline in pipelines.values()]
-    state = None if first is None else first.state_dict()
+    state = {} if first is None else first.state_dict()
     for other in others:
-        found = None if other is None else other.state_dict()
-        if (state is None) != (found is None) or (
-            state is not None
-            and (state.keys() != found.keys() or any(not torch.equal(state[key], found[key]) for key in state))
-        ):
-            raise UserError("the networks do not denoise the latents of one autoencoder: their errors do not compare")
+        found = {} if other is None else other.state_dict()
+        if state.keys() != found.keys() or not all(torch.equal(state[key], found[key]) for key in state):
+            raise UserError("the networks do not denoise latents of one autoencoder: their errors do not compare")
     return first
 
 

@@ -68,9 +68,7 @@ def export_model(
     pipeline = load_pipeline(ref)
     check_own_size(ref, pipeline.unet.config)
     if pipeline.vqvae is not None:
-        raise UserError(
-            f"{ref} denoises latents, which only its autoencoder makes images of: models of pixels are exported"
-        )
+        raise UserError(f"{ref} denoises latents, which its autoencoder decodes: only models of pixels are exported")
     images = None if data is None else _images(data, pipeline)
     labels = None if images is None else _labels(images, pipeline, ref)
     description = describe(pipeline, batch_size, sha256_of(find_model(ref).weights), quantised=quantise)

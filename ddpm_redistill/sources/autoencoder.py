@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
 
 from ..errors import UserError
-from ..pipelines.latents import AUTOENCODERS, pixels_per_latent
+from ..pipelines.latents import AUTOENCODERS, Autoencoder, pixels_per_latent
 from .image_files import one_line
 from .model_config import check_values
 
@@ -22,7 +21,7 @@ LARGEST = 2**30
 
 @dataclass(frozen=True)
 class AutoencoderFolder:
-    """Where an autoencoder is, checked but not loaded; ``config`` as its JSON has it, with the defaults of its class."""
+    """Where an autoencoder is, checked but not loaded; ``config`` as its JSON has it, and its class's defaults."""
 
     ref: str
     folder: Path
@@ -52,7 +51,7 @@ def check_autoencoder(ref: str, folder: Path, config: Mapping[str, Any]) -> Auto
     check_values(dict(config), kind, folder / "config.json")
     try:
         with torch.device("meta"):
-            network = kind.from_config(dict(config))  # type: ignore[attr-defined]
+            network = kind.from_config(dict(config))
     except Exception as error:  # a config of any kind meets diffusers' constructor
         raise UserError(f"diffusers cannot build the autoencoder of {ref}: {one_line(error)}") from error
     if sum(value.numel() for value in network.state_dict().values()) > LARGEST:
@@ -74,7 +73,7 @@ def check_latents(found: AutoencoderFolder, unet: Mapping[str, Any]) -> None:
         )
 
 
-def load_autoencoder(found: AutoencoderFolder) -> nn.Module:
+def load_autoencoder(found: AutoencoderFolder) -> Autoencoder:
     """Frozen, in eval mode and float32.
 
     Raises:
@@ -84,7 +83,7 @@ def load_autoencoder(found: AutoencoderFolder) -> nn.Module:
     try:
         with safe_open(found.weights, "pt") as file:  # reads and checks the header
             file.keys()
-        autoencoder, info = kind.from_pretrained(  # type: ignore[attr-defined]
+        autoencoder, info = kind.from_pretrained(
             found.folder,
             torch_dtype=torch.float32,
             use_safetensors=True,

@@ -4,18 +4,17 @@ import hashlib
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..pipelines.latents import encode, pixels_per_latent
+from ..pipelines.latents import Autoencoder, encode, pixels_per_latent
 from .image_source import ImageSource
 
 ENCODED_AT_ONCE = 16
 """Images; a constant, so that latents do not depend on the batch size of a run."""
 
 
-def encoded(images: ImageSource, autoencoder: nn.Module, device: torch.device) -> ImageSource:
+def encoded(images: ImageSource, autoencoder: Autoencoder, device: torch.device) -> ImageSource:
     """The latents of all images, float32 (Z, H / f, W / f) each, held in memory, with the labels of the images."""
     size, channels = images[0].shape[-1], autoencoder.config.latent_channels
     side = size // pixels_per_latent(autoencoder.config)

@@ -126,7 +126,7 @@ def check_weights_file(model: ModelFolder) -> None:
 
 
 def _autoencoder(ref: str, root: Path, index: dict[str, Any], unet: dict[str, Any]) -> AutoencoderFolder | None:
-    """Of a model of latents, by the parts that its model_index.json names. Raises UserError as ``check_autoencoder``."""
+    """Of a model of latents, by the parts that its model_index.json names. Raises UserError."""
     part = next((name for name in PARTS if index.get(name)), None)
     if part is None:
         return None

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors import safe_open
-from torch import nn
 
 from ..errors import UserError
-from ..pipelines.latents import pixels_per_latent
+from ..pipelines.latents import Autoencoder, pixels_per_latent
 from ..pipelines.modeling_red_unet import CODE_VERSION
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from .autoencoder import load_autoencoder
@@ -41,7 +40,7 @@ class Teacher:
     sha256: str
     id2label: dict[str, str] | None = None
     learned_guidance: float | None = None
-    vqvae: nn.Module | None = None
+    vqvae: Autoencoder | None = None
     autoencoder_sha256: str | None = None
 
     @property

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ..core.peak import tensor_peak_within
-from ..pipelines.latents import AUTOENCODERS
+from ..pipelines.latents import AUTOENCODERS, Autoencoder
 
 
 class _Decoder(nn.Module):
     """The decoding half of an autoencoder, with the call of a network: ``tensor_peak_within`` passes a timestep."""
 
-    def __init__(self, autoencoder: nn.Module):
+    def __init__(self, autoencoder: Autoencoder):
         super().__init__()
-        self.autoencoder = autoencoder
+        self.autoencoder: Any = autoencoder
 
     def forward(self, latents: Tensor, timestep: int) -> Tensor:
         return self.autoencoder.decode(latents).sample
@@ -30,7 +30,7 @@ def decoder_memory(config: Mapping[str, Any], side: int) -> dict[str, int]:
         side: latents a side.
     """
     with torch.device("meta"):
-        autoencoder = AUTOENCODERS[config["_class_name"]].from_config(dict(config)).eval()  # type: ignore[attr-defined]
+        autoencoder = AUTOENCODERS[config["_class_name"]].from_config(dict(config)).eval()
     latents = torch.empty(1, config["latent_channels"], side, side, device="meta")
     peak, _ = tensor_peak_within(_Decoder(autoencoder), latents, 0, float("inf"))
     weights = sum(value.nbytes for value in autoencoder.state_dict().values())

@@ -93,8 +93,8 @@ def micro_batches(
     device: torch.device,
 ) -> Generator[dict[str, torch.Tensor]]:
     """This process's share of steps [first_step, last_step), ``accumulation`` batches a step, in order, on ``device``:
-    ``images`` (b, C, H, W) in [-1, 1], latents as they are, ``noise`` (b, C, H, W), ``timesteps`` (b,), and of a class-conditional network
-    ``class_labels`` (b,).
+    ``images`` (b, C, H, W) in [-1, 1], or latents as they are, ``noise`` (b, C, H, W), ``timesteps`` (b,), and of a
+    class-conditional network ``class_labels`` (b,).
 
     A micro-batch is the same contiguous positions of the global batch whatever the number of processes, and a process
     takes a contiguous share of each: what is computed over a micro-batch, as the statistics of a BatchNorm, does not

@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
 from ..config import DistillConfig, TeachConfig
+from ..pipelines.latents import Autoencoder
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..provenance import environment
 from ..sources.image_source import ImageSource
@@ -75,7 +76,7 @@ class Run:
         *,
         loss_modules: nn.Module | None = None,
         classes: Classes | None = None,
-        vqvae: nn.Module | None = None,
+        vqvae: Autoencoder | None = None,
     ) -> Path:
         """``loop.train`` on ``images``, of ``classes`` for a class-conditional network; returns the result's folder,
         ``output_dir/name``: a pipeline, EMA weights. With ``vqvae``, the autoencoder that goes into it, ``images`` are

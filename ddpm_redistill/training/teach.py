@@ -73,8 +73,8 @@ def teach(
             epsilon = epsilon_of(prediction, noisy, abar, scheduler.config.prediction_type)
             return {"task": task_loss(epsilon, noise)}
 
-        options = {"classes": classes, "vqvae": vqvae}
-        return run.train(unet, scheduler, lambda _: objective, {"task": 1.0}, images, "teacher", **options)
+        how = (unet, scheduler, lambda _: objective, {"task": 1.0})
+        return run.train(*how, images, "teacher", classes=classes, vqvae=vqvae)
 
 
 def build_teacher(
