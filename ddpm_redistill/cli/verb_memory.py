@@ -41,7 +41,11 @@ def memory_of_networks(arguments: Namespace) -> None:
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give another --timeline")
     refs = {"teacher": arguments.teacher, "model": arguments.model}
-    unets = {name: network_of(find_model(ref).config) for name, ref in refs.items() if ref is not None}
+    models = {name: find_model(ref) for name, ref in refs.items() if ref is not None}
+    size = {} if arguments.image_size is None else {"sample_size": arguments.image_size}
+    unets = {name: network_of({**model.config, **size}) for name, model in models.items()}
+    for model in models.values():
+        model.say()
     at = {key: arguments[key] for key in ("batch_size", "image_size")} | {"dtype": getattr(torch, arguments.dtype)}
 
     memory = {name: memory_report(unet, settings=LEAN_SETTINGS, **at) for name, unet in unets.items()}
@@ -59,8 +63,8 @@ def memory_of_networks(arguments: Namespace) -> None:
         write_timeline_csv(folder / "timeline.csv", timelines)
         (folder / "timeline.png").write_bytes(timeline_picture(timelines))
     if arguments.json:
-        size = arguments.image_size or unets["model"].config.sample_size
-        settings = {"batch_size": arguments.batch_size, "image_size": size, "dtype": arguments.dtype}
+        pixels = arguments.image_size or unets["model"].config.sample_size
+        settings = {"batch_size": arguments.batch_size, "image_size": pixels, "dtype": arguments.dtype}
         result = {"model": arguments.model, **settings, "memory": memory["model"]}
         if arguments.teacher is not None:
             result |= {"teacher": arguments.teacher, "teacher_memory": memory["teacher"]}

@@ -36,14 +36,16 @@ class Subject:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(channels, pixels a side) of its images."""
+        """(channels, pixels a side) of its images. Raises UserError for a network of rectangles."""
         if self.images is not None:
             channels, size, _ = self.images[0].shape
             return channels, size
         assert self.pipeline is not None
         config = self.pipeline.unet.config
-        size = config.sample_size
-        return config.in_channels, size if isinstance(size, int) else size[0]
+        if not isinstance(config.sample_size, int):
+            sides = " x ".join(map(str, config.sample_size))
+            raise UserError(f"{self.ref} makes images of {sides} pixels: squares alone are measured")
+        return config.in_channels, config.sample_size
 
     @property
     def conditioning(self) -> Conditioning | None:
@@ -100,7 +102,7 @@ class Subject:
         """For provenance: the model and the hash of its weights, or of the images that were made elsewhere."""
         if self.pipeline is None:
             return {"images": self.ref, "images_sha256": images_sha256}
-        return {name: self.ref, f"{name}_sha256": sha256_of(find_model(self.ref).weights)}
+        return {name: self.ref, f"{name}_sha256": sha256_of(*find_model(self.ref).weights)}
 
 
 def open_subject(ref: str, scheduler: str, **options: Any) -> Subject:
