@@ -105,10 +105,10 @@ def find_model(ref: str) -> ModelFolder:
     if reason:
         raise UserError(f"{ref} cannot be used: {reason}")
     noise_schedule(ref, scheduler)
-    classes = {key: index.get(key) for key in ("id2label", "learned_guidance")}
+    classes: dict[str, Any] = {key: index.get(key) for key in ("id2label", "learned_guidance")}
     _check_classes(root, config, classes)
     weights, code = weights_files(root, unet), _code_version(index)
-    return ModelFolder(ref, unet, config, scheduler, weights, code, *classes.values(), bool(mean), notes)
+    return ModelFolder(ref, unet, config, scheduler, weights, code, **classes, drops_variance=bool(mean), notes=notes)
 
 
 def check_weights_file(model: ModelFolder) -> None:
