@@ -6,6 +6,7 @@ import shutil
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,9 +80,10 @@ def models(place: Path, teacher: Path) -> None:
     save_file(state, copy("nan") / UNET_WEIGHTS)
     save_file({"surplus": torch.zeros(1), **load_file(teacher / UNET_WEIGHTS)}, copy("surplus") / UNET_WEIGHTS)
     (copy("pickled") / UNET_WEIGHTS).rename(place / "pickled" / "unet" / "diffusion_pytorch_model.bin")
-    shards = copy("sharded") / UNET_WEIGHTS
-    index = {"weight_map": {"conv_in.weight": "../../teacher/unet/diffusion_pytorch_model.safetensors"}}
-    shards.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    for name, shard in (("shards_climb", "../../teacher/unet/a.safetensors"), ("shard_missing", "b.safetensors")):
+        index = {"weight_map": {"conv_in.weight": shard}}
+        (copy(name) / UNET_WEIGHTS).with_name(f"{UNET_WEIGHTS.name}.index.json").write_text(json.dumps(index))
+    pipelines(copy)
     linked = copy("linked") / UNET_WEIGHTS
     linked.unlink()
     linked.symlink_to(teacher / UNET_WEIGHTS)
@@ -94,8 +96,27 @@ def models(place: Path, teacher: Path) -> None:
     config("text_for_number", norm_num_groups="four")
     config("unsupported", down_block_types=["SkipDownBlock2D"] * 4)
     config("embedded_timesteps", class_embed_type="timestep")
-    schedule = copy("schedule") / "scheduler" / "scheduler_config.json"
-    schedule.write_text(json.dumps({**json.loads(schedule.read_text()), "beta_end": 7.0}))
+    config("rectangle", sample_size=[SIZE, 2 * SIZE])
+    for name, changes in {
+        "schedule": {"beta_end": 7.0},
+        "karras": {"_class_name": "KarrasVeScheduler"},
+        "few_betas": {"trained_betas": [0.1, 0.2]},
+        "zero_snr": {"rescale_betas_zero_snr": True},
+        "no_variance": {"variance_type": "learned_range"},
+    }.items():
+        schedule = copy(name) / "scheduler" / "scheduler_config.json"
+        schedule.write_text(json.dumps({**json.loads(schedule.read_text()), **changes}))
+
+
+def pipelines(copy: Callable[[str], Path]) -> None:
+    for name, changes in {
+        "latents": {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]},
+        "no_autoencoder": {"_class_name": "LDMPipeline"},
+        "consistency": {"_class_name": "ConsistencyModelPipeline"},
+        "with_part": {"_class_name": "MyPipeline", "upscaler": ["mine", "Upscaler"]},
+    }.items():
+        index = copy(name) / "model_index.json"
+        index.write_text(json.dumps({**json.loads(index.read_text()), **changes}))
 
 
 def folders(place: Path) -> None:
@@ -156,7 +177,17 @@ def rows() -> list[Row]:
         Row("weights that hold NaN", model % "nan", "not finite, first in conv_in.bias"),
         Row("a tensor too many", model % "surplus", "1 tensors differ, first surplus"),
         Row("pickled weights", model % "pickled", "has only pickled weights (diffusion_pytorch_model.bin)"),
-        Row("weights in several files", model % "sharded", "has its weights in several files"),
+        Row("shards outside of the folder", model % "shards_climb", "a path out of the model's folder"),
+        Row("a shard that is not there", model % "shard_missing", "b.safetensors is missing in"),
+        Row("latents without their autoencoder", "plan {place}/latents", "cannot be read as JSON"),
+        Row("latents of no autoencoder", "plan {place}/no_autoencoder", "has one autoencoder, vqvae or vae"),
+        Row("the unet of a network of latents", model % "latents/unet", "it denoises latents, and the autoencoder is beside it"),
+        Row("a consistency model", model % "consistency", "is a consistency model, not a DDPM"),
+        Row("a pipeline with a part that is not known", "plan {place}/with_part", "it is a MyPipeline with upscaler"),
+        Row("a scheduler of another kind", "plan {place}/karras", "it is of KarrasVeScheduler"),
+        Row("betas of another length", "plan {place}/few_betas", "has 2 trained_betas for num_train_timesteps 1000"),
+        Row("epsilon at zero terminal SNR", "plan {place}/zero_snr", "prediction_type epsilon tells nothing of it"),
+        Row("a learned variance without channels", model % "no_variance", "and the network predicts none"),
         Row("weights linked from elsewhere", model % "linked", "is a link out of the model's folder"),
         Row("model_index.json with ../", model % "climbing", "names '../../evil', a path out of the model's folder"),
         Row("a config that is not JSON", model % "config_no_json", "config.json cannot be read as JSON"),
@@ -167,6 +198,13 @@ def rows() -> list[Row]:
         Row("a network larger than its weights", model % "wide_network", "are not of its config: it tells of"),
         Row("text for a number", "memory {place}/text_for_number", "norm_num_groups 'four', which must be a whole"),
         Row("blocks that have no student", "plan {place}/unsupported", "down_block_types has SkipDownBlock2D"),
+        Row("a plan of no image size", "plan {place}/no_size", "give --image_size, the pixels a side"),
+        Row("memory of no image size", "memory {place}/no_size", "give --image_size, the pixels a side"),
+        Row(
+            "a plan of rectangles", "plan {place}/rectangle", "is [16, 32], a rectangle, and squares alone are planned"
+        ),
+        Row("memory of rectangles", "memory {place}/rectangle", "is [16, 32], a rectangle"),
+        Row("rectangles that are measured", "evaluate {place}/rectangle --data {data}", "squares alone are measured"),
         Row("classes that are no embedding", "plan {place}/embedded_timesteps", "its class_embed_type is timestep"),
         Row("betas past 1", model % "schedule", "leave the range from 0 to 1"),
         Row("a model that is not there", "memory {place}/nowhere", "there is no folder {place}/nowhere"),

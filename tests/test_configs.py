@@ -1,4 +1,4 @@
-"""Every config of configs/ passes ``--dry_run``, with images that stand in for its data and its teacher's architecture."""
+"""Every config of configs/ passes ``--dry_run``, with images in place of its data, of its teacher the architecture."""
 
 import json
 from collections.abc import Iterator

@@ -108,9 +108,32 @@ def part_with_a_name_that_climbs(folder: Path, marker: Path) -> None:
     edit(folder / "model_index.json", **{"..\\..\\unet": ["diffusers", "UNet2DModel"]})
 
 
-def shards_that_climb(folder: Path, marker: Path) -> None:
-    index = {"metadata": {}, "weight_map": {"conv_in.weight": "../../../private.safetensors"}}
+def shard(folder: Path, name: object) -> None:
+    index = {"metadata": {}, "weight_map": {"conv_in.weight": name}}
     (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def shards_that_climb(folder: Path, marker: Path) -> None:
+    shard(folder, "../../../private.safetensors")
+
+
+def shards_in_another_folder(folder: Path, marker: Path) -> None:
+    shard(folder, "more/a.safetensors")
+
+
+def shards_of_a_pickle(folder: Path, marker: Path) -> None:
+    pickled_weights(folder, marker)
+    shard(folder, "diffusion_pytorch_model.bin")
+
+
+def shards_linked_from_outside(folder: Path, marker: Path) -> None:
+    weights_linked_from_outside(folder, marker)
+    (folder / UNET_WEIGHTS).rename(folder / "unet" / "a.safetensors")
+    shard(folder, "a.safetensors")
+
+
+def shards_that_are_no_names(folder: Path, marker: Path) -> None:
+    shard(folder, ["a.safetensors"])
 
 
 def quantizer_that_would_be_imported(folder: Path, marker: Path) -> None:
@@ -143,7 +166,11 @@ REFUSED: list[tuple[Spoil, str]] = [
     (index_that_climbs, "names '../../code', a path out of the model's folder"),
     (index_with_an_absolute_path, "a path out of the model's folder"),
     (part_with_a_name_that_climbs, "a path out of the model's folder"),
-    (shards_that_climb, "has its weights in several files"),
+    (shards_that_climb, "private.safetensors', a path out of the model's folder"),
+    (shards_in_another_folder, "which is no .safetensors file beside it"),
+    (shards_of_a_pickle, "which is no .safetensors file beside it"),
+    (shards_linked_from_outside, "is a link out of the model's folder"),
+    (shards_that_are_no_names, "names no file of weights"),
     (quantizer_that_would_be_imported, "a quantized network cannot be loaded"),
     (unknown_class_of_its_own_code, "holds EvilModel, not a UNet2DModel"),
 ]

@@ -103,6 +103,24 @@ def test_gradients_reach_the_student_and_never_the_teacher(networks) -> None:
 # --- what is compared
 
 
+@pytest.mark.parametrize("predicts", ["v_prediction", "sample"])
+@pytest.mark.parametrize("clip", [True, False])
+def test_the_last_timestep_of_a_zero_terminal_snr(networks, predicts, clip) -> None:
+    """Nothing is left of the image there: epsilon is the noisy image, whatever the networks say; no error is NaN."""
+    teacher, plan, student = networks
+    config = {**teacher.scheduler.config, "rescale_betas_zero_snr": True, "prediction_type": predicts}
+    other = replace(teacher, scheduler=type(teacher.scheduler).from_config(config))
+    assert other.scheduler.alphas_cumprod[-1] == 0
+    loss = LossConfig(**{**OFF, "task": 1.0, "output": 1.0, "clip_sample": clip, "weighting": "snr_plus_one"})
+    batch = {**batch_of(), "timesteps": torch.tensor([999, 999, 999])}
+    student.zero_grad(set_to_none=True)
+    with comparing(teacher.unet, student, plan, ()) as compared:
+        parts = distillation_objective(other, plan, loss, compared, torch.device("cpu"))(student, batch)
+    sum(parts.values()).backward()
+    assert [float(part.detach()) for part in parts.values()] == [0, 0]
+    assert all(value.grad is None or value.grad.isfinite().all() for value in student.parameters())
+
+
 def test_the_clip_of_the_teachers_scheduler_is_the_one_that_counts(networks) -> None:
     """Black images and a network that puts out blacker than black: no error if the teacher's scheduler clips."""
     teacher, plan, student = networks

@@ -147,6 +147,39 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
     assert on_cpu()
 
 
+# --- accelerate launch
+
+
+def test_accelerate_launch_of_two_runs_one_and_says_so(inputs, tmp_path):
+    """On CPUs it starts one process whatever it is asked for, and sets the address of a group that there is not."""
+    launch = [tool("accelerate"), "launch", "--cpu", "--num_processes", "2", "-m", "ddpm_redistill"]
+    sample = ["sample", inputs["teacher"], "--output", str(tmp_path / "out"), "--num_images", "1", "--steps", "1"]
+    ended = subprocess.run([*launch, *sample], capture_output=True, text=True, env=one_thread_environment())
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("accelerate launch has started one process") == 1
+    line = "for two run ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m ddpm_redistill ..."
+    assert ended.stderr.count(line) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, 0),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, 0),  # of one process
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, 1),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}, 0),
+        ({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "1"}, 0),  # torchrun
+    ],
+)
+def test_who_is_told_of_accelerate_launch(variables, said, monkeypatch, caplog):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    on_cpu()
+    assert len(caplog.messages) == said
+
+
 # --- a mistake is told once
 
 

@@ -77,7 +77,7 @@ def test_layouts(folder: Path, tiny_teacher: UNet2DModel, layout: Callable[[Path
     assert type(teacher.scheduler) is DDPMScheduler
     assert teacher.scheduler.config.beta_end == (0.02 if layout is bare else 0.01)  # the schedule stays behind there
     assert teacher.ref == str(place)
-    assert teacher.sha256 == hashlib.sha256(model.weights.read_bytes()).hexdigest()
+    assert teacher.sha256 == hashlib.sha256(model.weights[0].read_bytes()).hexdigest()
 
 
 def halve(folder: Path, name: str) -> Path:
@@ -100,7 +100,7 @@ def test_half_precision_weights_load_as_float32(
     digest = hashlib.sha256(halve(folder, name).read_bytes()).hexdigest()
     place = str(layout(folder))
     model = find_model(place)
-    assert (model.weights.name, model.variant) == (name, variant)
+    assert [path.name for path in model.weights] == [name]
     teacher = load_teacher(place)
     assert teacher.sha256 == digest
     state = tiny_teacher.state_dict()
@@ -113,7 +113,7 @@ def test_half_precision_weights_load_as_float32(
 def test_full_precision_is_taken_where_both_are(folder: Path, tiny_teacher: UNet2DModel) -> None:
     tiny_teacher_copy = {key: torch.zeros_like(value) for key, value in tiny_teacher.state_dict().items()}
     save_file(tiny_teacher_copy, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
-    assert find_model(str(folder)).weights.name == WEIGHTS
+    assert [path.name for path in find_model(str(folder)).weights] == [WEIGHTS]
     assert load_teacher(str(folder)).unet.conv_in.weight.any()
 
 
@@ -272,7 +272,12 @@ def test_values_that_no_network_has(folder: Path, changes: dict[str, Any], words
         ({"beta_start": -1.0}, "leave the range"),
         ({"trained_betas": []}, "no DDPM noise schedule"),
         ({"prediction_type": "flow"}, "prediction_type is flow"),
-        ({"variance_type": "learned"}, "variance is learned"),
+        ({"variance_type": "learned"}, "the network predicts none"),
+        ({"trained_betas": [0.1, 0.2]}, "it has 2 trained_betas for num_train_timesteps 1000"),
+        ({"rescale_betas_zero_snr": True}, "prediction_type epsilon tells nothing of it"),
+        ({"_class_name": "EDMEulerScheduler"}, "it is of EDMEulerScheduler"),
+        ({"_class_name": ["mine", "Scheduler"]}, "it is of ['mine', 'Scheduler']"),
+        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "its timesteps are continuous"),
     ],
 )
 def test_scheduler_that_is_none(folder: Path, changes: dict[str, Any], words: str) -> None:

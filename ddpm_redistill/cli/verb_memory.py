@@ -44,8 +44,11 @@ def memory_of_networks(arguments: Namespace) -> None:
         raise UserError(f"{folder} is a file: give another --timeline")
     refs = {"teacher": arguments.teacher, "model": arguments.model}
     models = {name: find_model(ref) for name, ref in refs.items() if ref is not None}
-    unets = {name: network_of(model.config) for name, model in models.items()}
     side = side_of(arguments.image_size, None, models["model"].pixels_per_latent)
+    size = {} if side is None else {"sample_size": side}
+    unets = {name: network_of({**model.config, **size}) for name, model in models.items()}
+    for model in models.values():
+        model.say()
     at = {"batch_size": arguments.batch_size, "image_size": side, "dtype": getattr(torch, arguments.dtype)}
 
     memory = {name: memory_report(unet, settings=LEAN_SETTINGS, **at) for name, unet in unets.items()}
@@ -66,8 +69,8 @@ def memory_of_networks(arguments: Namespace) -> None:
         write_timeline_csv(folder / "timeline.csv", timelines)
         (folder / "timeline.png").write_bytes(timeline_picture(timelines))
     if arguments.json:
-        size = arguments.image_size or unets["model"].config.sample_size
-        settings = {"batch_size": arguments.batch_size, "image_size": size, "dtype": arguments.dtype}
+        pixels = arguments.image_size or unets["model"].config.sample_size
+        settings = {"batch_size": arguments.batch_size, "image_size": pixels, "dtype": arguments.dtype}
         result = {"model": arguments.model, **settings, "memory": memory["model"]}
         if arguments.teacher is not None:
             result |= {"teacher": arguments.teacher, "teacher_memory": memory["teacher"]}

@@ -40,6 +40,7 @@ def run_plan(arguments: Namespace) -> None:
     model = find_model(arguments.teacher)
     if arguments.image_size is not None and arguments.image_size < 1:
         raise UserError(f"image_size must be at least 1, not {arguments.image_size}")
+    model.say()
     own_size = model.config.get("sample_size")
     side = side_of(arguments.image_size, own_size, model.pixels_per_latent)
     config = {**model.config, "sample_size": side}

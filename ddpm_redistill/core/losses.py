@@ -32,6 +32,24 @@ def epsilon_of(prediction: torch.Tensor, noisy: torch.Tensor, abar: torch.Tensor
     raise ValueError(f"unknown prediction type {prediction_type!r}: expected epsilon, v_prediction or sample")
 
 
+def sample_predicted(
+    prediction: torch.Tensor, noisy: torch.Tensor, abar: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """The x_0 that a network's output stands for. All but abar (B,): (B, C, H, W).
+
+    Of "v_prediction", sqrt(abar) x_t - sqrt(1 - abar) v, and of "sample" it is finite where abar is 0 too.
+
+    Raises:
+        ValueError: as ``epsilon_of``.
+    """
+    if prediction_type == "sample":
+        return prediction
+    if prediction_type == "v_prediction":
+        abar = abar.to(noisy.dtype).view(-1, 1, 1, 1)
+        return abar.sqrt() * noisy - (1 - abar).sqrt() * prediction
+    return sample_of(epsilon_of(prediction, noisy, abar, prediction_type), noisy, abar)
+
+
 def sample_of(epsilon: torch.Tensor, noisy: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:
     """The x_0 that a noise stands for: the inverse of ``epsilon_of`` for "sample"; not finite where abar is 0."""
     abar = abar.to(noisy.dtype).view(-1, 1, 1, 1)

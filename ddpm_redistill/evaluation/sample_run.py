@@ -83,7 +83,7 @@ def sample_to_disk(
             raise UserError(f"{model} runs as it was exported: leave out lean, dtype and compile")
         check_sampler(scheduler, spacing, eta)
         pipeline = load_onnx_pipeline(model).set_scheduler(scheduler, spacing=spacing, eta=eta)
-        weights = Path(model)
+        weights: tuple[Path, ...] = (Path(model),)
     else:
         options: dict[str, Any] = {"spacing": spacing, "eta": eta, "lean": lean, "dtype": dtype, "compile": compile}
         pipeline = open_for_sampling(model, scheduler, device=state.device, **options)
@@ -102,7 +102,7 @@ def sample_to_disk(
     batches = batches_of(num_images, batch_size)
     settings = {
         "model": model,
-        "model_sha256": sha256_of(weights),
+        "model_sha256": sha256_of(*weights),
         "seed": seed,
         "noise": NOISE,
         "num_images": num_images,

@@ -36,13 +36,15 @@ class Subject:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(channels, pixels a side) of its images."""
+        """(channels, pixels a side) of its images. Raises UserError for a network of rectangles."""
         if self.images is not None:
             channels, size, _ = self.images[0].shape
             return channels, size
         assert self.pipeline is not None
-        channels, size, _ = self.pipeline.image_shape
-        return channels, size
+        channels, height, width = self.pipeline.image_shape
+        if height != width:
+            raise UserError(f"{self.ref} makes images of {height} x {width} pixels: squares alone are measured")
+        return channels, height
 
     @property
     def conditioning(self) -> Conditioning | None:
@@ -99,7 +101,7 @@ class Subject:
         """For provenance: the model and the hash of its weights, or of the images that were made elsewhere."""
         if self.pipeline is None:
             return {"images": self.ref, "images_sha256": images_sha256}
-        return {name: self.ref, f"{name}_sha256": sha256_of(find_model(self.ref).weights)}
+        return {name: self.ref, f"{name}_sha256": sha256_of(*find_model(self.ref).weights)}
 
 
 def open_subject(ref: str, scheduler: str, **options: Any) -> Subject:

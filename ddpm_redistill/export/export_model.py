@@ -71,7 +71,7 @@ def export_model(
         raise UserError(f"{ref} denoises latents, which its autoencoder decodes: only models of pixels are exported")
     images = None if data is None else _images(data, pipeline)
     labels = None if images is None else _labels(images, pipeline, ref)
-    description = describe(pipeline, batch_size, sha256_of(find_model(ref).weights), quantised=quantise)
+    description = describe(pipeline, batch_size, sha256_of(*find_model(ref).weights), quantised=quantise)
     program = trace(pipeline.unet, batch_size)
     writer, caller = _format(format, opset)
     with written_aside(path) as aside:

@@ -34,7 +34,7 @@ def teacher_folder(teacher: str | None, sha256: str | None) -> Path | None:
             from huggingface_hub import snapshot_download
 
             folder = Path(snapshot_download(teacher, local_files_only=True))
-        return folder if folder.is_dir() and sha256_of(find_model(str(folder)).weights) == sha256 else None
+        return folder if folder.is_dir() and sha256_of(*find_model(str(folder)).weights) == sha256 else None
     except (UserError, OSError, ValueError):  # not in the cache, or no model any more
         return None
 

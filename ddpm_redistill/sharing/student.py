@@ -9,8 +9,9 @@ import yaml
 
 from ..errors import UserError
 from ..pipelines.conditioning import Conditioning, conditioning_of
+from ..sources.folder_files import read_json
 from ..sources.image_files import one_line
-from ..sources.model_folder import ModelFolder, check_weights_file, find_model, read_json
+from ..sources.model_folder import ModelFolder, check_weights_file, find_model
 from ..sources.teacher import sha256_of
 from .licence import is_hub_id, teacher_folder
 
@@ -148,7 +149,7 @@ def _report_of(model: ModelFolder, path: Path) -> dict[str, Any]:
     measured = part(report, "provenance").get("model_sha256")
     if not measured:
         raise UserError(f"{path} is no report of a model: make one, ddpm-redistill evaluate {model.ref}")
-    if measured != sha256_of(model.weights):
+    if measured != sha256_of(*model.weights):
         raise UserError(
             f"{path} is of other weights than {model.ref}: evaluate this student again, or give its own by --report"
         )

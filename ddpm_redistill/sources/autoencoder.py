@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from ..errors import UserError
 from ..pipelines.latents import AUTOENCODERS, Autoencoder, pixels_per_latent
+from .folder_files import check_inside, read_part
 from .image_files import one_line
 from .model_config import check_values
 
@@ -64,13 +65,31 @@ def check_autoencoder(ref: str, folder: Path, config: Mapping[str, Any]) -> Auto
     return found
 
 
-def check_latents(found: AutoencoderFolder, unet: Mapping[str, Any]) -> None:
-    """Raises UserError when the autoencoder makes other latents than the network of config ``unet`` takes."""
+def find_autoencoder(ref: str) -> AutoencoderFolder:
+    """An autoencoder in a folder of its own, or that of a latent diffusion folder. Raises UserError."""
+    root = Path(ref).expanduser()
+    folder = next((root / part for part in PARTS if (root / part / "config.json").is_file()), root)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{ref} is no autoencoder's folder: there is no config.json in it")
+    return check_autoencoder(ref, folder, read_part(root, folder / "config.json"))
+
+
+def autoencoder_of(ref: str, root: Path, index: Mapping[str, Any], unet: Mapping[str, Any]) -> AutoencoderFolder | None:
+    """Of a model of latents, by the parts that its model_index.json names; None of a model of pixels.
+
+    Raises:
+        UserError: as ``check_autoencoder``; or it makes other latents than the network of config ``unet`` takes, or is
+            a link out of the folder.
+    """
+    part = next((name for name in PARTS if isinstance(index.get(name), list) and any(index[name])), None)
+    if part is None:
+        return None
+    found = check_autoencoder(ref, root / part, read_part(root, root / part / "config.json"))
+    check_inside(root, found.weights)
     made, taken = found.config["latent_channels"], unet.get("in_channels", 3)
     if made != taken:
-        raise UserError(
-            f"the autoencoder of {found.ref} makes latents of {made} channels, and the network takes {taken}"
-        )
+        raise UserError(f"the autoencoder of {ref} makes latents of {made} channels, and the network takes {taken}")
+    return found
 
 
 def load_autoencoder(found: AutoencoderFolder) -> Autoencoder:

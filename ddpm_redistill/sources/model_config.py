@@ -45,27 +45,59 @@ def check_values(config: dict[str, Any], target: type, path: Path) -> None:
                 raise UserError(f"{path} has {key} {_shown(value)}: whole numbers from {least} to {most} are possible")
 
 
-def why_no_ddpm(config: dict[str, Any], network: type) -> str | None:
+def without_variance(
+    config: dict[str, Any], scheduler: dict[str, Any], network: type
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Config and scheduler of the network that predicts the mean alone, of one that predicts its variance too: twice
+    the channels out, and a scheduler that says so (Nichol and Dhariwal 2021, arXiv 2102.09672). None of any other.
+
+    The variance is then the lower end of the range that it was learned in.
+    """
+    told = _told(config, network)
+    if told["out_channels"] != 2 * told["in_channels"] or not _learns_variance(scheduler):
+        return None
+    return {**config, "out_channels": told["in_channels"]}, {**scheduler, "variance_type": "fixed_small"}
+
+
+def why_no_ddpm(config: dict[str, Any], scheduler: dict[str, Any], network: type) -> str | None:
     """Why a network of such values, which were checked, is none that is sampled here; None when it is one."""
-    arguments = inspect.signature(network).parameters
-    told = {key: config.get(key, arguments[key].default) for key in arguments}
+    told = _told(config, network)
     if told["class_embed_type"]:
         return (
             f"its class_embed_type is {told['class_embed_type']}, and classes need an embedding: num_class_embeds alone"
         )
+    channels = f"{told['in_channels']} channels in, {told['out_channels']} out"
+    if told["out_channels"] == 2 * told["in_channels"]:
+        variance = scheduler.get("variance_type", "not given")
+        return (
+            f"it has {channels}, as with a learned variance, and its scheduler's variance_type is {variance}: learned"
+            " or learned_range would say that the second half is the variance"
+        )
     if told["in_channels"] != told["out_channels"]:
-        channels = f"{told['in_channels']} channels in, {told['out_channels']} out"
-        return f"it has {channels}, which must agree (no learned variance)"
+        return f"it has {channels}, which must agree"
+    if _learns_variance(scheduler):
+        kind = scheduler["variance_type"]
+        return f"its scheduler's variance_type is {kind}, and the network predicts none: it has {channels}"
     if told["time_embedding_type"] == "fourier":
         return "its output is divided by a Fourier time embedding: a score-SDE network, not a DDPM"
     return None
+
+
+def _told(config: dict[str, Any], network: type) -> dict[str, Any]:
+    """A config with diffusers' defaults where it is silent."""
+    arguments = inspect.signature(network).parameters
+    return {key: config.get(key, arguments[key].default) for key in arguments}
+
+
+def _learns_variance(scheduler: dict[str, Any]) -> bool:
+    return str(scheduler.get("variance_type")).startswith("learned")
 
 
 def check_own_size(ref: str, config: Mapping[str, Any]) -> None:
     """Raises UserError unless a network, by its whole config, can make images of its own size."""
     size, downs = config["sample_size"], len(config["down_block_types"]) - 1
     if size is None:
-        raise UserError(f"{ref} makes no images: its config has no sample_size, the pixels a side")
+        raise UserError(f"{ref} makes no images: its config has no sample_size, the pixels a side; write it in there")
     for side in [size] if isinstance(size, int) else size:
         if side % 2**downs:
             needed = f"{2**downs}, as its {downs} down-samplers need"

@@ -17,8 +17,7 @@ from ..pipelines.conditioning import conditioning_of
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from .image_files import one_line
 from .model_config import LARGEST, LARGEST_BY_NAME, check_values
-from .model_folder import ModelFolder
-from .teacher import load_scheduler
+from .noise_schedule import noise_schedule
 
 DESCRIPTION = "ddpm_redistill"
 """The name of our entry in the file's metadata."""
@@ -72,9 +71,8 @@ def load_onnx_pipeline(path: str) -> RedDDPMPipeline:
         UserError: as ``open_onnx``.
     """
     network = open_onnx(path)
-    folder = ModelFolder(path, Path(path), {}, network.scheduler)
     classes = {"id2label": network.id2label, "learned_guidance": network.learned_guidance}
-    return RedDDPMPipeline(network, load_scheduler(folder), **classes)  # type: ignore[arg-type]
+    return RedDDPMPipeline(network, noise_schedule(path, network.scheduler), **classes)  # type: ignore[arg-type]
 
 
 def open_onnx(path: str) -> OnnxNetwork:

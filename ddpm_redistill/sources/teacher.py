@@ -1,15 +1,12 @@
 """Networks that come in: a folder, a hub id or a built-in one -> checked, loaded from safetensors, and frozen."""
 
-import hashlib
 import logging
-import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from safetensors import safe_open
+from torch import Tensor
 
 from ..errors import UserError
 from ..pipelines.latents import Autoencoder, pixels_per_latent
@@ -18,17 +15,20 @@ from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from .autoencoder import load_autoencoder
 from .image_files import one_line
 from .model_folder import NETWORKS, ModelFolder, check_weights_file, find_model
+from .noise_schedule import noise_schedule
+from .weights import count_values, read_tensors, sha256_of
 
 __all__ = ["ModelFolder", "Teacher", "find_model", "load_pipeline", "load_teacher", "sha256_of"]
 
 log = logging.getLogger("ddpm_redistill")
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+MEAN_AND_VARIANCE = ("conv_out.weight", "conv_out.bias")
+"""What makes the two halves of the output of a network that predicts its variance too."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen network in eval mode, its noise schedule, where it came from and the sha256 of its weights.
+    """A frozen network in eval mode, its noise schedule, where it came from and the sha256 of its weights' files.
 
     ``id2label`` and ``learned_guidance`` of a class-conditional network, and ``vqvae`` of one of latents: as
     ``RedDDPMPipeline``.
@@ -66,24 +66,8 @@ def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
     """
     model = find_model(ref)
     check_weights_file(model)
-    _check_size(model)
-    network = NETWORKS[model.network_class]
-    try:
-        # output_loading_info: diffusers would only warn about keys that are missing or left over.
-        unet, info = network.from_pretrained(
-            model.unet,
-            variant=model.variant,
-            torch_dtype=torch.float32,
-            use_safetensors=True,
-            disable_mmap=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # a config of any kind meets a file of any kind: the folder is the cause
-        raise UserError(f"the weights of {ref} cannot be loaded: {one_line(error)}") from error
-    wrong = info["missing_keys"] + info["unexpected_keys"] + [str(key) for key in info["mismatched_keys"]]
-    if wrong:
-        raise UserError(f"the weights of {ref} are not of its config: {len(wrong)} tensors differ, first {wrong[0]}")
+    model.say()
+    unet = _network(model)
     bad = next((name for name, value in unet.state_dict().items() if not value.isfinite().all()), None)
     if bad is not None:
         raise UserError(f"the weights of {ref} hold values that are not finite, first in {bad}: the model is damaged")
@@ -95,7 +79,7 @@ def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
         )
     classes: dict[str, Any] = {"id2label": model.id2label, "learned_guidance": model.learned_guidance}
     vqvae = load_autoencoder(model.autoencoder) if model.autoencoder else None
-    return RedDDPMPipeline(unet.eval(), load_scheduler(model), lean, **classes, vqvae=vqvae)
+    return RedDDPMPipeline(unet.eval(), noise_schedule(ref, model.scheduler), lean, **classes, vqvae=vqvae)
 
 
 def load_teacher(ref: str) -> Teacher:
@@ -105,9 +89,10 @@ def load_teacher(ref: str) -> Teacher:
         UserError: as ``load_pipeline``; or the weights change meanwhile.
     """
     model = find_model(ref)
-    sha256 = sha256_of(model.weights) if model.weights.is_file() else None  # which load_pipeline refuses
+    check_weights_file(model)
+    sha256 = sha256_of(*model.weights)
     pipeline = load_pipeline(ref)
-    if sha256_of(model.weights) != sha256:
+    if sha256_of(*model.weights) != sha256:
         raise UserError(f"the weights of {ref} changed while they were read: start again when they are at rest")
     pipeline.unet.requires_grad_(False)
     autoencoder_sha256 = sha256_of(model.autoencoder.weights) if model.autoencoder else None
@@ -118,43 +103,49 @@ def load_teacher(ref: str) -> Teacher:
     )
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _network(model: ModelFolder) -> UNet2DModel:
+    """With the weights of its files, in float32.
 
-
-def _check_size(model: ModelFolder) -> None:
-    """Raises UserError when the weights cannot be read, or the config tells of a much larger network than they are:
-    memory for it would be asked for before the two are compared."""
+    Raises:
+        UserError: they cannot be read, or are not of its config, which may tell of a much larger network than they are:
+            memory for it would be asked for before the two are compared.
+    """
     try:
-        with safe_open(model.weights, "pt") as file:  # reads and checks the header
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
         with torch.device("meta"):
             network = NETWORKS[model.network_class].from_config(model.config)
-    except Exception as error:  # as in load_pipeline
+        there, needed = count_values(model.weights), sum(value.numel() for value in network.state_dict().values())
+        if needed > 2 * there:
+            raise UserError(
+                f"the weights of {model.ref} are not of its config: it tells of {needed:,} values, they are {there:,}"
+            )
+        tensors, prefix = read_tensors(model.weights)
+        if model.drops_variance:
+            tensors |= {name: _mean_half(tensors[name]) for name in MEAN_AND_VARIANCE if name in tensors}
+        _check_names(model, network, tensors)
+        network.to_empty(device="cpu").load_state_dict(tensors)
+    except UserError:
+        raise
+    except Exception as error:  # a config of any kind meets a file of any kind: the folder is the cause
         raise UserError(f"the weights of {model.ref} cannot be loaded: {one_line(error)}") from error
-    there = sum(math.prod(shape) for shape in shapes)
-    needed = sum(value.numel() for value in network.state_dict().values())
-    if needed > 2 * there:
+    if prefix:
+        log.info("%s: the names of all its tensors begin with %s, which is left out", model.ref, prefix)
+    return network
+
+
+def _check_names(model: ModelFolder, network: UNet2DModel, tensors: dict[str, Tensor]) -> None:
+    """Raises UserError when the network has not these tensors, or not of these shapes."""
+    own = network.state_dict()
+    wrong = [name for name in own if name not in tensors] + [name for name in tensors if name not in own]
+    wrong += [
+        f"{name}, {list(tensor.shape)} for {list(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if wrong:
         raise UserError(
-            f"the weights of {model.ref} are not of its config: it tells of {needed:,} values, they are {there:,}"
+            f"the weights of {model.ref} are not of its config: {len(wrong)} tensors differ, first {wrong[0]}"
         )
 
 
-def load_scheduler(model: ModelFolder) -> DDPMScheduler:
-    """The DDPM noise schedule that the model was trained with; the sampler is chosen later."""
-    if not model.scheduler:
-        return DDPMScheduler()
-    try:
-        scheduler = DDPMScheduler.from_config(model.scheduler)
-        kept = scheduler.alphas_cumprod  # the share of the image that is left at each timestep
-        if not kept.isfinite().all() or kept.min() < 0 or kept.max() > 1:
-            raise ValueError("its betas leave the range from 0 to 1")
-        if scheduler.config.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"its prediction_type is {scheduler.config.prediction_type}")
-        if scheduler.config.variance_type.startswith("learned"):
-            raise ValueError("its variance is learned, which is not supported")
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:  # diffusers' NotImplementedError too
-        raise UserError(f"the scheduler of {model.ref} is no DDPM noise schedule: {one_line(error)}") from error
-    return scheduler
+def _mean_half(tensor: Tensor) -> Tensor:
+    return tensor[: len(tensor) // 2]

@@ -110,8 +110,9 @@ def build_on_meta(config: dict[str, Any]) -> UNet2DModel:
     """The network without memory for its weights, in eval mode.
 
     Raises:
-        UserError: with the reason when it is neither a plain DDPM UNet nor a student of one.
+        UserError: with the reason when it is neither a plain DDPM UNet nor a student of one, or not of squares.
     """
+    _check_size(config.get("sample_size"))
     reason = _unsupported(base_config(config))
     if reason:
         raise UserError(f"this teacher cannot be distilled: {reason}")
@@ -130,12 +131,18 @@ def _reads(unet: UNet2DModel, path: str) -> str:
     return f"{path}.layer" if behind_red else path
 
 
+def _check_size(size: Any) -> None:
+    """Raises UserError unless a ``sample_size`` tells of squares."""
+    if size is None:
+        raise UserError("this network's config has no sample_size: give --image_size, the pixels a side")
+    if not isinstance(size, int) and len(set(size)) != 1:
+        raise UserError(
+            f"this network's sample_size is {list(size)}, a rectangle, and squares alone are planned, trained and"
+            " measured: give --image_size, their pixels a side"
+        )
+
+
 def _unsupported(config: dict[str, Any]) -> str | None:
-    size = config.get("sample_size")
-    if isinstance(size, list | tuple) and len(set(size)) == 1:
-        size = size[0]
-    if not isinstance(size, int):
-        return f"its sample_size is {size}, a single number of pixels a side is needed"
     for key, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
         for kind in config.get(key) or ():
             if kind not in known:

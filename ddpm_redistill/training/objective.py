@@ -23,7 +23,15 @@ from ..core.feature_losses import (
     red_distance,
     similarity,
 )
-from ..core.losses import epsilon_of, forgive_clipped, noisy_of, output_loss, sample_of, task_loss, timestep_weight
+from ..core.losses import (
+    epsilon_of,
+    forgive_clipped,
+    noisy_of,
+    output_loss,
+    sample_predicted,
+    task_loss,
+    timestep_weight,
+)
 from ..core.taps import Maps, Reader, Tap, reading
 from ..errors import UserError
 from ..pipelines.conditioning import guided, with_null
@@ -170,7 +178,7 @@ def distillation_objective(
             target = epsilon_of(teacher_prediction, noisy, abar, teacher_type)
             forgiven = epsilon
             if clips:
-                target_sample = sample_of(target, noisy, abar).clamp(-limit, limit)
+                target_sample = sample_predicted(teacher_prediction, noisy, abar, teacher_type).clamp(-limit, limit)
                 target = epsilon_of(target_sample, noisy, abar, "sample")
                 forgiven = forgive_clipped(epsilon, target, target_sample, noisy, abar, limit)
             parts["output"] = output_loss(forgiven, target, weight)

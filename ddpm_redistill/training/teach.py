@@ -14,10 +14,9 @@ from ..core.losses import epsilon_of, noisy_of, task_loss
 from ..errors import UserError
 from ..pipelines.conditioning import Conditioning
 from ..pipelines.seeds import seeded_generator
-from ..sources.autoencoder import AutoencoderFolder, load_autoencoder
+from ..sources.autoencoder import AutoencoderFolder, find_autoencoder, load_autoencoder
 from ..sources.images import open_images
 from ..sources.latent_images import side_of
-from ..sources.model_folder import find_autoencoder
 from ..sources.teacher import load_teacher, sha256_of
 from .classes import classes_of_data
 from .gradient import Batch
