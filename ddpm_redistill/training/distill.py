@@ -45,7 +45,13 @@ def distill(
     # before the images, which may choose the recipe: natural and saturated have one student
     plan = plan_student({**teacher.unet.config, "sample_size": size}, config.student)
     channels = teacher.unet.config.in_channels
-    images = open_images(config.data, image_size=size, channels=channels, on_bad_image=config.on_bad_image)
+    images = open_images(
+        config.data,
+        image_size=size,
+        channels=channels,
+        on_bad_image=config.on_bad_image,
+        data_range=config.data_range,
+    )
     why = ""
     if asked.recipe == "default":
         name, why = default_recipe(images)
