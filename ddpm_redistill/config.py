@@ -158,8 +158,8 @@ class DistillConfig:
         data: a folder of images, an .npz of uint8 NHWC images, torchvision:NAME, hub:NAME or builtin:digits.
         on_bad_image: of a folder of images, what is done about one that cannot be read, at the start or later: error
             stops; skip puts the next good one in its place, up to one image in a hundred.
-        data_range: the value of the images that becomes white, as 4095 of 12-bit data in 16-bit files; none may be above
-            it. None is the end of the range of the files: 255 of 8 bits, 65535 of 16, 1 of floating point.
+        data_range: the value of the images that becomes white, as 4095 of 12-bit data in 16-bit files; none may be
+            above it. None is the end of the range of the files: 255 of 8 bits, 65535 of 16, 1 of floating point.
         output_dir: the run folder; it must not hold a run yet, unless the run is resumed.
         image_size: pixels a side; None takes the teacher's sample size.
         horizontal_flip: flip half of the images left to right.
@@ -201,8 +201,8 @@ class TeachConfig:
         data: a folder of images, an .npz of uint8 NHWC images, torchvision:NAME, hub:NAME or builtin:digits.
         on_bad_image: of a folder of images, what is done about one that cannot be read, at the start or later: error
             stops; skip puts the next good one in its place, up to one image in a hundred.
-        data_range: the value of the images that becomes white, as 4095 of 12-bit data in 16-bit files; none may be above
-            it. None is the end of the range of the files: 255 of 8 bits, 65535 of 16, 1 of floating point.
+        data_range: the value of the images that becomes white, as 4095 of 12-bit data in 16-bit files; none may be
+            above it. None is the end of the range of the files: 255 of 8 bits, 65535 of 16, 1 of floating point.
         output_dir: the run folder; it must not hold a run yet, unless the run is resumed.
         image_size: pixels a side.
         channels: of the images, 1 (grey), 3 (RGB), or what an .npz has, up to 8.

@@ -57,7 +57,7 @@ def add_data_range(parser: ArgumentParser) -> None:
         "--data_range",
         type=float | None,
         default=None,
-        help="the value of --data that becomes white, as 4095; default the end of the range of the files",
+        help="the value of the images that becomes white, as 4095; default the end of the range of the files",
     )
 
 

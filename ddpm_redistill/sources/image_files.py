@@ -99,7 +99,7 @@ TOO_LARGE = f"its header announces more pixels than the safety limit of {LARGEST
 
 
 def decode(data: bytes, image_size: int, channels: int, data_range: float | None = None) -> Decoded:
-    """`fit` of the first frame of an image file. Raises ValueError with the reason, whatever is wrong with its bytes."""
+    """`fit` of the first frame of an image file. Raises ValueError with the reason, whatever is wrong with it."""
     try:
         with open_header(io.BytesIO(data)) as image:
             # The resized form counts as well: a line of 1 x 1,000,000 pixels grows with its shorter side.
@@ -110,7 +110,9 @@ def decode(data: bytes, image_size: int, channels: int, data_range: float | None
     except UnidentifiedImageError:
         if not HAS_AVIF and data[4:8] == b"ftyp":
             raise ValueError("an AVIF image, which the installed Pillow cannot read; version 11.3 can") from None
-        raise ValueError("not a PNG, JPEG, WebP, BMP, TIFF, GIF or AVIF image" if data else "the file is empty") from None
+        raise ValueError(
+            "not a PNG, JPEG, WebP, BMP, TIFF, GIF or AVIF image" if data else "the file is empty"
+        ) from None
     except Exception as error:  # broken bytes surface from Pillow as almost any type
         raise ValueError(one_line(error)) from error
 

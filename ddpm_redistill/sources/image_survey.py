@@ -50,8 +50,8 @@ class Survey:
         for kind, found in sorted(self.values.items()):
             if found.most * DARK < found.full:
                 log.warning(
-                    "%s: its %s values end at %s, less than a quarter of their range of %s, so that the images are dark;"
-                    " %s", self.name, kind, number(found.most), number(found.full), self._advice(found),
+                    "%s: its %s values end at %s, less than a quarter of their range of %s, so that the images are"
+                    " dark; %s", self.name, kind, number(found.most), number(found.full), self._advice(found),
                 )  # fmt: skip
         if self.several:
             log.warning(

@@ -1,6 +1,6 @@
 """Pixel values of any kind as 8-bit ones: which value becomes 255, and which values an image has."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -70,7 +70,7 @@ def to_levels(
 
 def stretched(image: Image.Image, kind: str, data_range: float | None) -> tuple[Image.Image, Values]:
     """An image of mode L, RGB or RGBA with the values of all its channels but the alpha as `to_levels`."""
-    extrema: tuple[tuple[int, int], ...] = image.getextrema() if image.mode != "L" else (image.getextrema(),)
+    extrema: Any = image.getextrema() if image.mode != "L" else (image.getextrema(),)  # (least, most) of each channel
     unit = 257 if kind == COLOUR else 1
     least, most = min(band[0] for band in extrema[:3]), max(band[1] for band in extrema[:3])
     found = Values(kind, least * unit, most * unit, full_range(kind, data_range))
