@@ -235,11 +235,11 @@ def rows() -> list[Row]:
             "save them as an .npz of uint8 (N, H, W, 4)",
         ),
         Row(
-            "three channels for four",
+            "one channel for four",
             "distill --teacher {place}/four_channels --data {data} --output_dir {out}",
-            "have 1 channels, and 4 channels are needed",
+            "have 1 channel, and 4 are needed",
         ),
-        Row("four channels for one", f"{distill} --data {{place}}/four.npz", "have 4 channels, and 1 channels are"),
+        Row("four channels for one", f"{distill} --data {{place}}/four.npz", "have 4 channels, and 1 are needed"),
         Row(
             "nine channels",
             "teach --data {place}/four.npz --channels 9 --output_dir {out}",

@@ -70,7 +70,7 @@ def test_too_many_channels(tmp_path: Path, channels: int) -> None:
 def test_other_channels_than_are_needed(tmp_path: Path, own: int, needed: int) -> None:
     np.savez(tmp_path / "a.npz", images=pixels(own))
     said = message(tmp_path / "a.npz", SIZE, needed)
-    assert f"have {own} channels, and {needed} channels are needed" in said
+    assert f"have {own} channels, and {needed} are needed" in said
 
 
 def test_transparency_is_no_fourth_channel(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def from_array(
     array = array[..., None] if array.ndim == 3 else array
     n, height, width, own = array.shape
     if own != channels and not {own, channels} <= {1, 3}:
-        raise UserError(f"the images in {name} have {own} channels, and {channels} channels are needed")
+        raise UserError(f"the images in {name} have {own} channel{'s' * (own != 1)}, and {channels} are needed")
     if (height, width, own) == (image_size, image_size, channels) and data_range in (None, FULL_RANGE[EIGHT]):
         survey = Survey(name, image_size)  # as it is, without a copy
         survey.add((width, height), Values(EIGHT, int(array.min()), int(array.max()), FULL_RANGE[EIGHT]), count=n)
