@@ -95,8 +95,10 @@ def read_npz(path: str) -> np.ndarray:
     if array.dtype != np.uint8:
         raise UserError(f"'{key}' in {path} holds {array.dtype}, not uint8 pixels of 0..255; save it as those")
     shape = array.shape
-    if array.ndim not in (3, 4) or (array.ndim == 4 and shape[3] > MOST_CHANNELS) or 0 in shape:
-        hint = "move the channels last" if array.ndim == 4 and shape[1] <= MOST_CHANNELS else "save it in that shape"
+    # (N, 3, 8, 8) are squares with their channels first, not lines of 8 channels
+    first = array.ndim == 4 and shape[1] <= MOST_CHANNELS and shape[2] == shape[3] != shape[1]
+    if array.ndim not in (3, 4) or (array.ndim == 4 and shape[3] > MOST_CHANNELS) or 0 in shape or first:
+        hint = "move the channels last" if first else "save it in that shape"
         raise UserError(
             f"'{key}' in {path} has shape {shape}, not (N, H, W[, 1 to {MOST_CHANNELS}]) with N > 0; {hint}"
         )
