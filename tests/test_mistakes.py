@@ -190,7 +190,7 @@ OTHERS = [
     (["plan", "{place}/teacher", "--budget", "much"], "'much' is not a size"),
     (["teach", "--data", "{data}", "--unet", '{{"nonsense": 1}}', "--output_dir", "{out}"], "unet.nonsense"),
     (["teach", "--data", "{data}", "--image_size", "0", "--output_dir", "{out}"], "image_size is 0"),
-    (["teach", "--data", "{data}", "--channels", "2", "--output_dir", "{out}"], "channels"),
+    (["teach", "--data", "{data}", "--channels", "2", "--output_dir", "{out}"], "1 channel, and 2 are needed"),
 ]
 
 
