@@ -7,6 +7,9 @@ from .errors import UserError
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
+MOST_CHANNELS = 8
+"""Of images."""
+
 # The loss terms, each with a weight of this name in LossConfig; the second group compares feature maps at RED blocks.
 FEATURE_TERMS = ("red", "feature", "fitnet", "attention_norm", "attention_mean_square", "similarity")
 LOSS_TERMS = ("task", "output", *FEATURE_TERMS)
@@ -155,6 +158,8 @@ class DistillConfig:
         data: a folder of images, an .npz of uint8 NHWC images, torchvision:NAME, hub:NAME or builtin:digits.
         on_bad_image: of a folder of images, what is done about one that cannot be read, at the start or later: error
             stops; skip puts the next good one in its place, up to one image in a hundred.
+        data_range: the value of the images that becomes white, as 4095 of 12-bit data in 16-bit files; none may be
+            above it. None is the end of the range of the files: 255 of 8 bits, 65535 of 16, 1 of floating point.
         output_dir: the run folder; it must not hold a run yet, unless the run is resumed.
         image_size: pixels a side; None takes the teacher's sample size.
         horizontal_flip: flip half of the images left to right.
@@ -170,6 +175,7 @@ class DistillConfig:
     teacher: str = "builtin:digits"
     data: str = "builtin:digits"
     on_bad_image: Literal["error", "skip"] = "error"
+    data_range: float | None = None
     output_dir: str = "runs/distill"
     image_size: int | None = None
     horizontal_flip: bool = False
@@ -195,9 +201,11 @@ class TeachConfig:
         data: a folder of images, an .npz of uint8 NHWC images, torchvision:NAME, hub:NAME or builtin:digits.
         on_bad_image: of a folder of images, what is done about one that cannot be read, at the start or later: error
             stops; skip puts the next good one in its place, up to one image in a hundred.
+        data_range: the value of the images that becomes white, as 4095 of 12-bit data in 16-bit files; none may be
+            above it. None is the end of the range of the files: 255 of 8 bits, 65535 of 16, 1 of floating point.
         output_dir: the run folder; it must not hold a run yet, unless the run is resumed.
         image_size: pixels a side.
-        channels: of the images, 1 (grey) or 3 (RGB).
+        channels: of the images, 1 (grey), 3 (RGB), or what an .npz has, up to 8.
         horizontal_flip: flip half of the images left to right.
         class_conditional: learn the classes of the data's labels: one embedding for each, and a null class as the
             last, unless training.label_dropout is 0.
@@ -214,15 +222,20 @@ class TeachConfig:
     scheduler: dict[str, Any] = field(default_factory=dict)
     data: str = "builtin:digits"
     on_bad_image: Literal["error", "skip"] = "error"
+    data_range: float | None = None
     output_dir: str = "runs/teacher"
     image_size: int = 32
-    channels: Literal[1, 3] = 1
+    channels: int = 1
     horizontal_flip: bool = False
     class_conditional: bool = False
     start: str | None = None
     autoencoder: str | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.channels <= MOST_CHANNELS:
+            raise UserError(f"channels must be from 1 to {MOST_CHANNELS}, not {self.channels}")
 
 
 # The paper's student, and what its recipe leaves to the two distances (Chen et al., arXiv 2406.03744).

@@ -90,6 +90,9 @@ def export_rows() -> list[Row]:
         Row(
             "a calibration of nothing", f"{onnx} --calibration_images 9", "--calibration_images is for --quantise int8"
         ),
+        Row(
+            "a range of no calibration", f"{onnx} --data_range 4095", "--data_range is of the images that --data gives"
+        ),
         Row("calibration on no images", f"{onnx} --quantise int8 --data {{place}}/empty", "no images in {place}/empty"),
         Row("calibration on torn images", f"{onnx} --quantise int8 --data {{place}}/torn", "torn/a.png"),
         Row("an export of a folder", f"export {{place}}/empty {archive}", "is no diffusers model"),

@@ -31,12 +31,29 @@ class Row(NamedTuple):
 
 def bomb_png(width: int, height: int) -> bytes:
     """A PNG of 60 bytes that announces so many pixels."""
+    return png_of(struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0), zlib.compress(b""))
 
+
+def bomb_tiff(width: int, height: int) -> bytes:
+    """A TIFF of one bit a pixel that announces so many pixels and has 8."""
+    tags = [(256, width), (257, height), (258, 1), (259, 1), (262, 1), (273, 4), (278, height), (279, 1)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+
+
+def png_of(header: bytes, data: bytes) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit colour, uint16 (H, W, 3), which Pillow reads and does not write."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return png_of(header, zlib.compress(rows))
 
 
 def npz_with_header(path: Path, header: bytes, data: bytes = b"") -> None:
@@ -127,11 +144,25 @@ def folders(place: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(buffer, "PNG")
     (place / "torn" / "a.png").write_bytes(buffer.getvalue()[:1000])
     (place / "bomb" / "a.png").write_bytes(bomb_png(50_000, 50_000))
-    Image.new("F", (SIZE, SIZE)).save(place / "float" / "a.png", format="TIFF")
+    Image.new("F", (SIZE, SIZE), 3.0).save(place / "float" / "a.png", format="TIFF")
+    image_ranges(place)
     Image.new("L", (SIZE, SIZE)).save(place / "mixed_modes" / "a.png")
     Image.new("RGBA", (SIZE, SIZE)).save(place / "mixed_modes" / "b.png")
     (place / "folder_named" / "images.npz").mkdir()
     (place / "run" / "precious.txt").write_text("mine")
+
+
+def image_ranges(place: Path) -> None:
+    """Folders of images of other kinds of values, and an .npz of four channels."""
+    for name in ("twelve_bits", "deep_colour", "bomb_tiff"):
+        (place / name).mkdir()
+    values = np.random.default_rng(0).integers(0, 4096, (SIZE, SIZE), dtype=np.uint16)
+    values[0, 0] = 4095
+    Image.fromarray(values).save(place / "twelve_bits" / "a.png")
+    (place / "deep_colour" / "a.png").write_bytes(deep_png(np.stack([values] * 3, axis=-1)))
+    (place / "bomb_tiff" / "a.tif").write_bytes(bomb_tiff(20_000, 20_000))
+    np.savez(place / "four.npz", images=np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 4), dtype=np.uint8))
+    make_tiny_teacher(place / "four_channels", in_channels=4, out_channels=4)
 
 
 def archives(place: Path) -> None:
@@ -181,7 +212,11 @@ def rows() -> list[Row]:
         Row("a shard that is not there", model % "shard_missing", "b.safetensors is missing in"),
         Row("latents without their autoencoder", "plan {place}/latents", "cannot be read as JSON"),
         Row("latents of no autoencoder", "plan {place}/no_autoencoder", "has one autoencoder, vqvae or vae"),
-        Row("the unet of a network of latents", model % "latents/unet", "it denoises latents, and the autoencoder is beside it"),
+        Row(
+            "the unet of a network of latents",
+            model % "latents/unet",
+            "it denoises latents, and the autoencoder is beside it",
+        ),
         Row("a consistency model", model % "consistency", "is a consistency model, not a DDPM"),
         Row("a pipeline with a part that is not known", "plan {place}/with_part", "it is a MyPipeline with upscaler"),
         Row("a scheduler of another kind", "plan {place}/karras", "it is of KarrasVeScheduler"),
@@ -212,11 +247,72 @@ def rows() -> list[Row]:
         Row("an empty folder for a model", "plan {place}/empty", "is no diffusers model"),
         # data
         Row("no images in a folder", f"{distill} --data {{place}}/empty", "no images in {place}/empty"),
-        Row("a text file named .png", f"{distill} --data {{place}}/text", "text/a.png: not a PNG, JPEG, WebP or BMP"),
+        Row("a text file named .png", f"{distill} --data {{place}}/text", "text/a.png: not a PNG, JPEG, WebP, BMP"),
         Row("a PNG cut in half", f"{distill} --data {{place}}/torn", "torn/a.png"),
         Row("more bad images than skip allows", f"{distill} --data {{place}}/torn --on_bad_image skip", "torn/a.png"),
         Row("an image bomb", f"{distill} --data {{place}}/bomb", "more pixels than the safety limit of 67,108,864"),
-        Row("a TIFF of floats named .png", f"{distill} --data {{place}}/float", "float/a.png"),
+        Row("floats past 1", f"{distill} --data {{place}}/float", "a.png: floating-point values of 3 to 3, outside of"),
+        Row(
+            "values past data_range",
+            f"{distill} --data {{place}}/twelve_bits --data_range 1023",
+            "outside of 0 to 1023; data_range is the value that becomes white",
+        ),
+        Row(
+            "a data_range of 16 bits for 8",
+            f"{distill} --data_range 4095",
+            "8-bit values, which end at 255, so that data_range 4095",
+        ),
+        Row(
+            "a data_range for 16-bit colour",
+            f"{distill} --data {{place}}/deep_colour --data_range 4095",
+            "16-bit colour, of which the upper byte is read",
+        ),
+        Row("a data_range of nothing", f"{distill} --data_range 0", "give the value that becomes white"),
+        Row(
+            "an image bomb in TIFF", f"{distill} --data {{place}}/bomb_tiff", "a.tif: its header announces more pixels"
+        ),
+        Row(
+            "four channels out of a folder",
+            "distill --teacher {place}/four_channels --data {place}/mixed_modes --output_dir {out}",
+            "save them as an .npz of uint8 (N, H, W, 4)",
+        ),
+        Row(
+            "one channel for four",
+            "distill --teacher {place}/four_channels --data {data} --output_dir {out}",
+            "have 1 channel, and 4 are needed",
+        ),
+        Row("four channels for one", f"{distill} --data {{place}}/four.npz", "have 4 channels, and 1 are needed"),
+        Row(
+            "nine channels",
+            "teach --data {place}/four.npz --channels 9 --output_dir {out}",
+            "channels must be from 1 to 8, not 9",
+        ),
+        Row("PNG files of four channels", "sample {place}/four_channels --output {out}", "give --output FILE.npz"),
+        Row(
+            "distances of four channels",
+            "evaluate {place}/four_channels --data {place}/four.npz",
+            "images of 4 channels cannot be measured",
+        ),
+        Row(
+            "images of four channels to be measured",
+            "evaluate {place}/four.npz --data {data}",
+            "images of 4 channels cannot be measured",
+        ),
+        Row(
+            "statistics of four channels",
+            "statistics {place}/four.npz --output {out}.npz",
+            "images of 4 channels cannot be measured",
+        ),
+        Row(
+            "a data_range of the images' own size",
+            "statistics {data} --data_range 100 --output {out}.npz",
+            "--data_range needs --image_size and --channels",
+        ),
+        Row(
+            "a data_range of no data",
+            "evaluate {place}/teacher --teacher {place}/teacher --data_range 100",
+            "--data_range is of the images that --data gives",
+        ),
         Row("an .npz of objects", f"{distill} --data {{place}}/objects.npz", "Python objects, which are never loaded"),
         Row("an .npz of floats", f"{distill} --data {{place}}/floats.npz", "holds float32, not uint8"),
         Row("channels first", f"{distill} --data {{place}}/channels_first.npz", "move the channels last"),

@@ -17,6 +17,7 @@ from ddpm_redistill.core.losses import noisy_of, output_loss
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.pipelines.conditioning import Conditioning
 from ddpm_redistill.sources.image_source import from_tensor
+from ddpm_redistill.sources.image_survey import Survey
 from ddpm_redistill.sources.teacher import load_pipeline, load_teacher, sha256_of
 from ddpm_redistill.students.derive import derive_student
 from ddpm_redistill.students.plan import plan_student
@@ -49,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def draws_of(dropout: float, classes: Classes | None = None, batch: int = 40) -> Draws:
     """Image i is i everywhere and of class i % 3."""
     images = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
-    source = from_tensor(images, "images", {(4, 4)})
+    source = from_tensor(images, Survey("images", 4, {(4, 4)}))
     if dropout >= 0:
         labels = torch.arange(60) % 3
         classes = Classes(labels, Conditioning(("a", "b", "c"), 3), dropout, None)

@@ -15,6 +15,7 @@ from ddpm_redistill.pipelines.conditioning import Conditioning, conditioning_of,
 from ddpm_redistill.pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ddpm_redistill.sources.class_labels import conditioned
 from ddpm_redistill.sources.image_source import ImageSource, from_tensor
+from ddpm_redistill.sources.image_survey import Survey
 from ddpm_redistill.sources.model_folder import find_model
 from ddpm_redistill.sources.teacher import load_pipeline
 from ddpm_redistill.students.derive import derive_student
@@ -99,7 +100,7 @@ def test_saved_and_opened_it_knows_the_same(network: UNet2DModel, tmp_path: Path
 
 
 def images_of(labels: list[int], classes: list[str]) -> ImageSource:
-    source = from_tensor(torch.zeros(len(labels), 1, 16, 16, dtype=torch.uint8), "images", {(16, 16)})
+    source = from_tensor(torch.zeros(len(labels), 1, 16, 16, dtype=torch.uint8), Survey("images", 16, {(16, 16)}))
     return source.with_labels(labels, classes)
 
 

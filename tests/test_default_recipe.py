@@ -11,12 +11,13 @@ from training_helpers import SIZE, TRAIN, arguments
 from ddpm_redistill.cli import main
 from ddpm_redistill.config import RECIPES
 from ddpm_redistill.sources.image_source import from_tensor
+from ddpm_redistill.sources.image_survey import Survey
 from ddpm_redistill.sources.images import open_images
 from ddpm_redistill.sources.saturation import SATURATED, saturated_share
 
 
 def source(values: np.ndarray):
-    return from_tensor(torch.from_numpy(values.astype(np.uint8)), "images", {(SIZE, SIZE)})
+    return from_tensor(torch.from_numpy(values.astype(np.uint8)), Survey("images", SIZE, {(SIZE, SIZE)}))
 
 
 def test_the_share_counts_values_near_both_ends() -> None:
@@ -32,7 +33,7 @@ def test_images_are_looked_at_over_the_whole_source() -> None:
     """Of sorted data the first images would not do."""
     values = np.full((2000, 1, 4, 4), 100)
     values[1000:] = 0
-    assert saturated_share(from_tensor(torch.from_numpy(values.astype(np.uint8)), "sorted", {(4, 4)})) == 0.5
+    assert saturated_share(from_tensor(torch.from_numpy(values.astype(np.uint8)), Survey("sorted", 4, {(4, 4)}))) == 0.5
 
 
 def test_digits_are_saturated_and_natural_images_are_not() -> None:

@@ -108,7 +108,7 @@ def encoded(kind: str) -> bytes:
     return buffer.getvalue()
 
 
-FILES = {kind: encoded(kind) for kind in ("PNG", "JPEG", "WEBP", "BMP")}
+FILES = {kind: encoded(kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")}
 
 
 @st.composite

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.sources import image_files, image_folders
+from ddpm_redistill.sources.image_files import HAS_AVIF
 from ddpm_redistill.sources.images import ImageSource, open_images
 
 # --- folders
@@ -132,7 +133,7 @@ def test_bad_size_and_channels(size, channels, word):
 def test_folder_without_images(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub/b.gif").write_text("b")
+    (tmp_path / "sub/b.eps").write_text("b")
     text = message(tmp_path)
     assert "2 other files" in text
     for extension in image_files.EXTENSIONS:
@@ -165,13 +166,17 @@ def damaged(kind: str) -> bytes:
             "truncated webp": encoded("WEBP")[:600],
             "truncated bmp": encoded("BMP")[:600],
             "flipped": png,
-            "gif": encoded("GIF"),
+            "truncated gif": encoded("GIF")[:600],
+            "truncated tiff": encoded("TIFF")[:600],
+            "truncated avif": encoded("AVIF")[:600] if HAS_AVIF else b"",
+            "ico": encoded("ICO"),
         }[kind]
     )
 
 
 BAD = [
-    "empty", "text", "truncated png", "truncated jpeg", "truncated webp", "truncated bmp", "flipped", "gif",
+    "empty", "text", "truncated png", "truncated jpeg", "truncated webp", "truncated bmp", "flipped",
+    "truncated gif", "truncated tiff", "truncated avif", "ico",
 ]  # fmt: skip
 
 

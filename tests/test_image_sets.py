@@ -62,7 +62,7 @@ def test_fingerprint_of_npz(tmp_path):
     [
         (np.zeros((2, 4, 4, 3), dtype=np.float32), ["float32", "uint8"]),
         (np.zeros((2, 3, 4, 4), dtype=np.uint8), ["(2, 3, 4, 4)", "channels last"]),
-        (np.zeros((2, 4, 4, 4), dtype=np.uint8), ["(2, 4, 4, 4)", "1 or 3"]),
+        (np.zeros((2, 4, 4, 9), dtype=np.uint8), ["(2, 4, 4, 9)", "1 to 8"]),
         (np.zeros((4, 4), dtype=np.uint8), ["(4, 4)"]),
         (np.zeros((0, 4, 4), dtype=np.uint8), ["(0, 4, 4)", "N > 0"]),
         (np.array([{}, None], dtype=object), ["objects", "never loaded"]),

@@ -33,7 +33,7 @@ def place(tmp_path_factory):
     for name, size in (("a", SIZE), ("b", SIZE + 1)):
         Image.new("L", (size, size)).save(place / "mixed" / f"{name}.png")
     for k in range(10):
-        Image.new("RGB", (SIZE, SIZE)).save(place / "colour" / f"{k}.png")
+        Image.new("RGB", (SIZE, SIZE), "white").save(place / "colour" / f"{k}.png")
     (place / "text.npz").write_text("no archive")
     seven = place / "corrupt" / "seven.png"
     seven.write_bytes(seven.read_bytes()[:40])
@@ -190,7 +190,7 @@ OTHERS = [
     (["plan", "{place}/teacher", "--budget", "much"], "'much' is not a size"),
     (["teach", "--data", "{data}", "--unet", '{{"nonsense": 1}}', "--output_dir", "{out}"], "unet.nonsense"),
     (["teach", "--data", "{data}", "--image_size", "0", "--output_dir", "{out}"], "image_size is 0"),
-    (["teach", "--data", "{data}", "--channels", "2", "--output_dir", "{out}"], "channels"),
+    (["teach", "--data", "{data}", "--channels", "2", "--output_dir", "{out}"], "1 channel, and 2 are needed"),
 ]
 
 

@@ -113,7 +113,7 @@ def test_what_else_is_refused(tmp_path: Path) -> None:
         "wide.npz": "are 9x8: only square",
         "tall": "are 9x16: only square",
         "floats.npz": "float64",
-        "four.npz": r"\(3, 8, 8, 4\)",
+        "four.npz": "images of 4 channels cannot be measured",
     }
     for name, said in cases.items():
         with pytest.raises(UserError, match=said) as caught:

@@ -9,6 +9,7 @@ from .mistakes import OneLineParser
 from .options import (
     DATA_HELP,
     TEACHER_HELP,
+    add_data_range,
     add_dtype,
     add_extractor,
     add_guidance,
@@ -83,6 +84,7 @@ def evaluate_parser() -> ArgumentParser:
     parser.add_argument("model", type=str, help=f"{TEACHER_HELP}; or images: a folder of them or an .npz")
     parser.add_argument("--teacher", type=str | None, default=None, help=TEACHER_HELP)
     parser.add_argument("--data", type=str | None, default=None, help=f"{DATA_HELP}; or an .npz of statistics")
+    add_data_range(parser)
     parser.add_argument("--num_images", type=int, default=2000, help="images sampled of each, and taken of the data")
     parser.add_argument("--output_dir", type=str | None, default=None, help="default: the model's run folder")
     parser.add_argument(
@@ -103,6 +105,7 @@ def statistics_parser() -> ArgumentParser:
         " takes as --data. Size: 8 D^2 + 4 N D bytes, 23 MB for 2,000 images of EfficientNet-lite0's 1,280 features."
     )
     parser.add_argument("data", type=str, help=DATA_HELP)
+    add_data_range(parser)
     parser.add_argument("--output", type=str, required=True, help="FILE.npz, new")
     parser.add_argument(
         "--image_size",

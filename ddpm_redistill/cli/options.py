@@ -52,6 +52,15 @@ def add_guidance(parser: ArgumentParser) -> None:
     )
 
 
+def add_data_range(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--data_range",
+        type=float | None,
+        default=None,
+        help="the value of the images that becomes white, as 4095; default the end of the range of the files",
+    )
+
+
 def add_extractor(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--inception_weights", type=str | None, default=None, help="torch-fidelity's Inception weights, for FID and IS"

@@ -3,7 +3,7 @@
 from jsonargparse import ArgumentParser
 
 from .mistakes import OneLineParser
-from .options import DATA_HELP, TEACHER_HELP
+from .options import DATA_HELP, TEACHER_HELP, add_data_range
 
 
 def export_parser() -> ArgumentParser:
@@ -25,6 +25,7 @@ def export_parser() -> ArgumentParser:
         help="ONNX as int8_weights (a quarter of the size), or as int8: activations too, calibrated on --data",
     )
     parser.add_argument("--data", type=str | None, default=None, help=f"training images, for int8: {DATA_HELP}")
+    add_data_range(parser)
     parser.add_argument(
         "--calibration_images", type=int | None, default=None, help="taken of --data, for int8; default 256"
     )

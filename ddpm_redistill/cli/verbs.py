@@ -136,6 +136,7 @@ def run_evaluate(arguments: Namespace) -> None:
         arguments.model,
         teacher=arguments.teacher,
         data=arguments.data,
+        data_range=arguments.data_range,
         num_images=arguments.num_images,
         steps=parse_steps(arguments.steps),
         scheduler=arguments.scheduler,
@@ -163,7 +164,7 @@ def run_statistics(arguments: Namespace) -> None:
 
     extractor = choose_extractor(arguments.inception_weights, arguments.extractor)
     output = Path(arguments.output)
-    options = {key: arguments[key] for key in ("image_size", "channels", "num_images", "seed")}
+    options = {key: arguments[key] for key in ("image_size", "channels", "num_images", "seed", "data_range")}
     features = write_statistics(arguments.data, output, extractor, **options)
     size = output.stat().st_size / MIB
     log.info("%d images measured by %s: %s", len(features), extractor.name, extractor.reason)
@@ -174,7 +175,7 @@ def run_export(arguments: Namespace) -> None:
     from ..export.export_model import export_model
 
     quiet_libraries()
-    keys = ("format", "batch_size", "opset", "quantise", "data", "calibration_images")
+    keys = ("format", "batch_size", "opset", "quantise", "data", "data_range", "calibration_images")
     export_model(arguments.model, arguments.output, **{key: arguments[key] for key in keys})
 
 

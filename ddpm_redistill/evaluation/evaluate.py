@@ -43,6 +43,7 @@ def evaluate(
     *,
     teacher: str | None = None,
     data: str | None = None,
+    data_range: float | None = None,
     num_images: int = 2000,
     steps: int | Sequence[int] = 50,
     scheduler: str = "ddim",
@@ -65,6 +66,7 @@ def evaluate(
         model: a model; or images made elsewhere, a folder of them or an .npz, taken as they are.
         teacher: a model that is sampled beside it.
         data: a data source, or an .npz of statistics.
+        data_range: of the data source, as ``open_images``.
         num_images: of each set; of images made elsewhere, the first ones.
         steps: network evaluations an image (NFE), one or several; the report's main part is of the last.
         scheduler, spacing, eta: as ``RedDDPMPipeline.set_scheduler``.
@@ -96,10 +98,13 @@ def evaluate(
     for subject in subjects.values():
         subject.check(num_images, counts, 1 if batch_size is None else batch_size)
     images = reference = None
+    if data_range is not None and (data is None or holds_statistics(Path(data).expanduser())):
+        raise UserError("--data_range is of the images that --data gives, and there are none: leave it out")
     if data is not None and holds_statistics(Path(data).expanduser()):
         reference = load_statistics(Path(data).expanduser(), chosen)
     elif data is not None:
-        images = reference_images(data, image_size=image_size, channels=channels, num_images=num_images, seed=seed)
+        size: dict[str, Any] = {"image_size": image_size, "channels": channels}
+        images = reference_images(data, **size, num_images=num_images, seed=seed, data_range=data_range)
     classes = shared_classes(subjects, images, data, num_images)
     passes = _passes(subjects, guidance)
     why = None
@@ -181,6 +186,7 @@ def evaluate(
             for key, value in subject.origin(names[name], measured[name].features.images_sha256).items()
         },
         **({"data": data} if data is not None else {}),
+        **({"data_range": data_range} if data_range is not None else {}),
         **({"num_data_images": reference.num_images, "data_sha256": reference.images_sha256} if reference else {}),
         **(sampler if pipelines else {}),
         "seed": seed,

@@ -47,7 +47,7 @@ class ImageStore(ABC):
 
     @abstractmethod
     def write(self, batch: range, images: torch.Tensor) -> None:
-        """``images``: uint8 (len(batch), C, H, W), 1 or 3 channels."""
+        """``images``: uint8 (len(batch), C, H, W); of a folder of PNG files 1 or 3 channels."""
 
     @abstractmethod
     def read(self, batch: range) -> torch.Tensor:

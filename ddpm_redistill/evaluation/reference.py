@@ -27,13 +27,14 @@ OWN_SIZE = {"builtin:digits": 32}
 
 
 def reference_images(
-    source: str, *, image_size: int, channels: int, num_images: int, seed: int
+    source: str, *, image_size: int, channels: int, num_images: int, seed: int, data_range: float | None = None
 ) -> Subset[torch.Tensor]:
     """``num_images`` images of a source, chosen by ``seed``: uint8 (channels, image_size, image_size) each.
 
     Raises: :class:`UserError` as ``open_images``, or if it has fewer.
     """
-    return choose_images(open_images(source, image_size=image_size, channels=channels), source, num_images, seed)
+    images = open_images(source, image_size=image_size, channels=channels, data_range=data_range)
+    return choose_images(images, source, num_images, seed)
 
 
 def choose_images(images: ImageSource, source: str, num_images: int | None, seed: int) -> Subset[torch.Tensor]:
@@ -57,6 +58,7 @@ def write_statistics(
     channels: int | None = None,
     num_images: int | None = None,
     seed: int = 0,
+    data_range: float | None = None,
 ) -> Features:
     """Measure a data set and save it with ``save_statistics``: what is read back are the features of
     :func:`reference_images` with the same image size, channels, number and seed.
@@ -67,6 +69,8 @@ def write_statistics(
         image_size: pixels a side; None: the images' own, which must agree.
         channels: 1 or 3; None: the images' own, 3 with an ``image_size``.
         num_images: None: all.
+        data_range: as ``open_images``; with an ``image_size`` or a named data set, since the images' own size is taken
+            of 8-bit images alone.
 
     Raises:
         UserError: a mistake in any argument, before anything is measured.
@@ -78,17 +82,28 @@ def write_statistics(
     above = next(folder for folder in output.absolute().parents if folder.exists())
     if not above.is_dir():
         raise UserError(f"{above} is a file: give another --output")
+    if channels is not None:
+        check_measurable(channels, source)
     if num_images is not None and num_images < 2:
         raise UserError(f"num_images must be at least 2 for statistics, not {num_images}")
     if holds_statistics(os.path.expanduser(source)):
         raise UserError(f"{source} holds statistics already, not images")
-    images = choose_images(_open(source, image_size, channels), source, num_images, seed)
+    images = choose_images(_open(source, image_size, channels, data_range), source, num_images, seed)
     if len(images) < 2:
         raise UserError(f"statistics need at least 2 images, {source} has {len(images)}")
     output.parent.mkdir(parents=True, exist_ok=True)
     features = cached_features(images, extractor, progress="features")
     save_statistics(output, features)
     return features
+
+
+def check_measurable(channels: int, ref: str) -> None:
+    """Raises UserError where no features are taken of images of so many channels."""
+    if channels not in (1, 3):
+        raise UserError(
+            f"images of {channels} channels cannot be measured ({ref}): the features that distances are taken of are"
+            " those of grey or RGB images"
+        )
 
 
 def open_image_set(path: str | os.PathLike[str]) -> ImageSource:
@@ -106,14 +121,18 @@ def open_image_set(path: str | os.PathLike[str]) -> ImageSource:
     else:
         what = "is a file, but not an .npz of images" if place.exists() else "does not exist"
         raise UserError(f"{path} {what}: give a folder of images or an .npz of uint8 images")
+    check_measurable(channels, str(path))
     if width != height:
         raise UserError(f"the images in {path} are {width}x{height}: only square ones can be measured")
     return open_images(place, image_size=height, channels=channels)
 
 
-def _open(source: str, image_size: int | None, channels: int | None) -> ImageSource:
+def _open(source: str, image_size: int | None, channels: int | None, data_range: float | None) -> ImageSource:
     """As ``write_statistics`` says of its arguments."""
-    if image_size is None and os.path.exists(os.path.expanduser(source)):
+    there = os.path.exists(os.path.expanduser(source))
+    if image_size is None and there and data_range is not None:
+        raise UserError("--data_range needs --image_size and --channels, those of the model to be evaluated")
+    if image_size is None and there:
         own = open_image_set(source)
         own_channels, image_size, _ = own[0].shape
         if channels in (None, own_channels):
@@ -124,7 +143,8 @@ def _open(source: str, image_size: int | None, channels: int | None) -> ImageSou
         if ":" not in source:
             raise UserError(f"no such path: {source!r}")
         raise UserError(f"give --image_size and --channels for {source}, those of the model to be evaluated")
-    return open_images(source, image_size=image_size, channels=3 if channels is None else channels)
+    channels = 3 if channels is None else channels
+    return open_images(source, image_size=image_size, channels=channels, data_range=data_range)
 
 
 def _agreed(folder: Path) -> tuple[tuple[int, int], int]:

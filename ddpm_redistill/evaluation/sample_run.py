@@ -23,10 +23,11 @@ from ..pipelines.conditioning import Conditioning
 from ..pipelines.image_noise import NOISE
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..processes import on_cpu
+from ..sources.image_source import viewable
 from ..sources.onnx_model import is_onnx, load_onnx_pipeline
 from ..sources.teacher import find_model, sha256_of
 from .batch_size import choose_batch_size
-from .image_store import ImageStore, open_store
+from .image_store import ImageStore, NpzStore, open_store
 from .pages.pictures import class_titles, grid_shape, image_grid
 from .sampling import batches_of, check_classes, check_counts, check_sampler, open_for_sampling, sample_batches
 
@@ -97,8 +98,10 @@ def sample_to_disk(
         batch_size = broadcast_object_list([batch_size])[0]  # GPUs of several processes may differ in what is free
     check_counts(pipeline, num_images, num_inference_steps, batch_size)
     channels = pipeline.image_shape[0]
-    if channels not in (1, 3):
-        raise UserError(f"{model} makes images of {channels} channels: pictures have 1 or 3")
+    if channels not in (1, 3) and not isinstance(store, NpzStore):
+        raise UserError(
+            f"{model} makes images of {channels} channels, and PNG files here have 1 or 3: give --output FILE.npz"
+        )
     batches = batches_of(num_images, batch_size)
     settings = {
         "model": model,
@@ -156,7 +159,8 @@ def sample_to_disk(
     if state.is_main_process:
         first_images(store, batches, turns, pipeline.conditioning).save(grid)
         store.finish(batches, settings)
-        log.info("%d images in %s, the first of them in %s", num_images, output, grid)
+        part = "" if channels in (1, 3) else f", the first of {channels} channels as grey or RGB"
+        log.info("%d images in %s, the first of them in %s%s", num_images, output, grid, part)
     state.wait_for_everyone()
     return grid
 
@@ -177,11 +181,12 @@ def grid_path(output: Path) -> Path:
 def first_images(
     store: ImageStore, batches: list[range], turns: Sequence[int] | None, conditioning: Conditioning | None
 ) -> Any:
-    """A picture of the first images of a run, where labels are taken in ``turns`` with a column for each."""
+    """A picture of the first images of a run, where labels are taken in ``turns`` with a column for each; of more
+    channels than a picture has the first are shown."""
     columns, shown = grid_shape(turns)
     found: list[torch.Tensor] = []
     for batch in batches:
         if len(found) < shown:
             found += store.read(batch)
     titles = class_titles(turns, conditioning.names) if conditioning else []
-    return image_grid(torch.stack(found[:shown]), columns, titles)
+    return image_grid(viewable(torch.stack(found[:shown])), columns, titles)

@@ -17,7 +17,7 @@ from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..sources.image_files import one_line
 from ..sources.image_source import ImageSource
 from ..sources.teacher import find_model, sha256_of
-from .reference import open_image_set
+from .reference import check_measurable, open_image_set
 from .sampling import check_classes, check_counts, open_for_sampling, sample_batches
 
 log = logging.getLogger("ddpm_redistill")
@@ -122,12 +122,14 @@ def open_subject(ref: str, scheduler: str, **options: Any) -> Subject:
 
 
 def common_shape(subjects: Mapping[str, Subject]) -> tuple[int, int]:
-    """(channels, pixels a side). Raises UserError when they differ."""
+    """(channels, pixels a side). Raises UserError when they differ, or cannot be measured."""
     shapes = {subject.ref: subject.shape for subject in subjects.values()}
     if len(set(shapes.values())) > 1:
         said = ", ".join(f"{ref} {size} px, channels {channels}" for ref, (channels, size) in shapes.items())
         raise UserError(f"images of different shape cannot be compared: {said}")
-    return next(iter(shapes.values()))
+    ref, (channels, size) = next(iter(shapes.items()))
+    check_measurable(channels, ref)
+    return channels, size
 
 
 def run_of(model: str) -> dict[str, Any]:

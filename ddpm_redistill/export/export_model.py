@@ -46,6 +46,7 @@ def export_model(
     opset: int | None = None,
     quantise: str | None = None,
     data: str | None = None,
+    data_range: float | None = None,
     calibration_images: int | None = None,
 ) -> Path:
     """Write a teacher or student to ``output``, whole or not at all -> its path.
@@ -58,6 +59,7 @@ def export_model(
         data: training images, of which ``calibration_images`` (256) are taken, with noise of timesteps over the
             schedule; of another size or colour they are made the network's, as in training. For a class-conditional
             network they need labels of its classes.
+        data_range: of ``data``, as ``open_images``.
 
     Raises:
         UserError: a mistake in any argument, before any work; or the file does not give the original's outputs.
@@ -65,11 +67,13 @@ def export_model(
     path = Path(output)
     check_request(path, format, batch_size, opset)
     check_quantisation(format, quantise, data, calibration_images)
+    if data_range is not None and data is None:
+        raise UserError("--data_range is of the images that --data gives, and there are none: leave it out")
     pipeline = load_pipeline(ref)
     check_own_size(ref, pipeline.unet.config)
     if pipeline.vqvae is not None:
         raise UserError(f"{ref} denoises latents, which its autoencoder decodes: only models of pixels are exported")
-    images = None if data is None else _images(data, pipeline)
+    images = None if data is None else _images(data, data_range, pipeline)
     labels = None if images is None else _labels(images, pipeline, ref)
     description = describe(pipeline, batch_size, sha256_of(*find_model(ref).weights), quantised=quantise)
     program = trace(pipeline.unet, batch_size)
@@ -148,12 +152,13 @@ def check_quantisation(format: str, quantise: str | None, data: str | None, cali
         )
 
 
-def _images(data: str, pipeline: RedDDPMPipeline) -> ImageSource:
+def _images(data: str, data_range: float | None, pipeline: RedDDPMPipeline) -> ImageSource:
     """Of the network's own size and channels."""
     height, width = image_shape(pipeline.unet)
     if height != width:
         raise UserError(f"calibration takes square images, and this network makes {width} x {height}")
-    return open_images(data, image_size=height, channels=pipeline.unet.config.in_channels)
+    channels = pipeline.unet.config.in_channels
+    return open_images(data, image_size=height, channels=channels, data_range=data_range)
 
 
 def _labels(images: ImageSource, pipeline: RedDDPMPipeline, ref: str) -> Tensor | None:

@@ -5,24 +5,33 @@ import os
 import stat
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from ..errors import UserError
+from .image_values import EIGHT, FLOAT, SIXTEEN, WIDE, Values, kind_of, stretched, to_levels
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 # Pillow picks its decoder by content, not by name; the list keeps out those that start other programs (EPS).
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+HAS_AVIF = "avif" in features.get_supported()  # of Pillow 11.3 on, as it was built
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", *(("AVIF",) if HAS_AVIF else ()))
 # What is larger is refused by its header: 64 million pixels are 192 MiB as RGB. No file of so many has more bytes.
 LARGEST_IMAGE = 2**26
 LARGEST_FILE = 8 * LARGEST_IMAGE
 
-# An image as uint8 (C, image_size, image_size), and its (width, height) as displayed before resizing.
-Decoded = tuple[torch.Tensor, tuple[int, int]]
+
+class Decoded(NamedTuple):
+    """An image, and what it was in its file."""
+
+    pixels: torch.Tensor  # uint8 (C, image_size, image_size)
+    size: tuple[int, int]  # (width, height) as displayed before resizing
+    values: Values
+    animated: bool = False  # it has more than one frame, of which this is the first
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
@@ -32,35 +41,41 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """`image` in any Pillow mode as 8-bit L (channels=1, luminance) or RGB (channels=3).
+def to_mode(
+    image: Image.Image, channels: int, data_range: float | None = None, kind: str = EIGHT
+) -> tuple[Image.Image, Values]:
+    """`image` in any Pillow mode as 8-bit L (channels=1, luminance) or RGB (channels=3), and the values that it had.
 
-    Transparency is composited on white; 16-bit grey is scaled to 8 bits, not clipped.
+    Transparency is composited on white. The value that becomes 255 is `data_range`; None: the end of the range of its
+    `kind` of values. Raises ValueError where they are outside.
     """
-    if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow clips these at 255
-        values = np.asarray(image).astype(np.int64)
+    if kind in (SIXTEEN, WIDE, FLOAT):  # Pillow clips these at 255
+        values = np.asarray(image)
         transparent = image.info.get("transparency")
-        if isinstance(transparent, int):
-            values[values == transparent] = 65535
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("32-bit pixels outside 0..65535")
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels, which have no fixed range")
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    elif image.mode not in ("1", "L", "RGB"):
-        image = image.convert("RGB")  # P, CMYK, YCbCr, HSV: by way of colour, also to luminance
-    return image.convert("L" if channels == 1 else "RGB")
+        hidden = values == transparent if isinstance(transparent, int) else None
+        levels, found = to_levels(values, kind, data_range, hidden)
+        image = Image.fromarray(levels)
+    else:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+        elif image.mode == "1":
+            image = image.convert("L")
+        elif image.mode not in ("L", "RGB"):
+            image = image.convert("RGB")  # P, CMYK, YCbCr, HSV: by way of colour, also to luminance
+        image, found = stretched(image, kind, data_range)
+        if image.mode == "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("L" if channels == 1 else "RGB"), found
 
 
-def fit(image: Image.Image, image_size: int, channels: int) -> Decoded:
+def fit(image: Image.Image, image_size: int, channels: int, data_range: float | None = None) -> Decoded:
     """The image oriented by EXIF, converted, the shorter side resized (bicubic, antialiased), the centre
-    cropped."""
-    image = to_mode(ImageOps.exif_transpose(image), channels)
+    cropped. Raises ValueError as `to_mode` and `kind_of`."""
+    kind = kind_of(image)
+    image, values = to_mode(ImageOps.exif_transpose(image), channels, data_range, kind)
     resized = transforms.resize(image, [image_size], InterpolationMode.BICUBIC)
-    return transforms.pil_to_tensor(transforms.center_crop(resized, [image_size, image_size])), image.size
+    pixels = transforms.pil_to_tensor(transforms.center_crop(resized, [image_size, image_size]))
+    return Decoded(pixels, image.size, values)
 
 
 def open_header(file: io.BytesIO | Path) -> Image.Image:
@@ -70,6 +85,7 @@ def open_header(file: io.BytesIO | Path) -> Image.Image:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower, and no warning
+        warnings.simplefilter("ignore", UserWarning)  # of tags in TIFF that nobody needs
         try:
             image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError:
@@ -82,16 +98,21 @@ def open_header(file: io.BytesIO | Path) -> Image.Image:
 TOO_LARGE = f"its header announces more pixels than the safety limit of {LARGEST_IMAGE:,}"
 
 
-def decode(data: bytes, image_size: int, channels: int) -> Decoded:
-    """`fit` of the bytes of an image file. Raises ValueError with the reason, whatever is wrong with them."""
+def decode(data: bytes, image_size: int, channels: int, data_range: float | None = None) -> Decoded:
+    """`fit` of the first frame of an image file. Raises ValueError with the reason, whatever is wrong with it."""
     try:
         with open_header(io.BytesIO(data)) as image:
             # The resized form counts as well: a line of 1 x 1,000,000 pixels grows with its shorter side.
             if image_size**2 * max(image.size) // min(image.size) > LARGEST_IMAGE:
                 raise ValueError(TOO_LARGE)
-            return fit(image, image_size, channels)
+            decoded = fit(image, image_size, channels, data_range)
+            return decoded._replace(animated=getattr(image, "is_animated", False))
     except UnidentifiedImageError:
-        raise ValueError("not a PNG, JPEG, WebP or BMP image" if data else "the file is empty") from None
+        if not HAS_AVIF and data[4:8] == b"ftyp":
+            raise ValueError("an AVIF image, which the installed Pillow cannot read; version 11.3 can") from None
+        raise ValueError(
+            "not a PNG, JPEG, WebP, BMP, TIFF, GIF or AVIF image" if data else "the file is empty"
+        ) from None
     except Exception as error:  # broken bytes surface from Pillow as almost any type
         raise ValueError(one_line(error)) from error
 

@@ -13,8 +13,9 @@ import torch
 from tqdm import tqdm
 
 from ..errors import UserError
-from .image_files import check_file, decode, find_images, one_line
-from .image_source import ImageSource, describe
+from .image_files import Decoded, check_file, decode, find_images, one_line
+from .image_source import ImageSource
+from .image_survey import Survey
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -24,15 +25,21 @@ KEEP_BYTES = 64 * 2**20
 GOOD_TO_A_BAD = 100
 NAMED = 10  # of bad images, in one line
 
+KEPT = torch.empty(0)  # in place of the pixels of an image that is surveyed
+
 OnBadImage = Literal["error", "skip"]
 
 
-def open_folder(path: Path, image_size: int, channels: int, on_bad_image: OnBadImage) -> ImageSource:
+def open_folder(
+    path: Path, image_size: int, channels: int, on_bad_image: OnBadImage, data_range: float | None
+) -> ImageSource:
     """The images below a folder, as `open_images` says."""
-    reader = FolderReader(path.absolute(), find_images(path), image_size, channels, on_bad_image)
-    scan = scan_folder(reader)
+    reader = FolderReader(path.absolute(), find_images(path), image_size, channels, on_bad_image, data_range)
+    survey = Survey(str(path), image_size)
+    scan = scan_folder(reader, survey)
     n = len(reader.names)
-    text = describe(n, str(path), scan.sizes, image_size, channels)
+    survey.warn(n)
+    text = survey.describe(n, channels)
     if scan.replaced:
         text += f", {len(scan.replaced):,} of them unreadable and skipped"
     source = ImageSource(n, reader if scan.kept is None else scan.kept, text, scan.fingerprint)
@@ -67,6 +74,7 @@ class FolderReader:
     image_size: int
     channels: int
     on_bad_image: OnBadImage = "error"
+    data_range: float | None = None
     met: set[str] = field(default_factory=set)  # bad ones, by this process; only their number decides anything
 
     def __call__(self, i: int) -> torch.Tensor:
@@ -81,7 +89,8 @@ class FolderReader:
         for step in range(n):
             path = self.root / self.names[(i + step) % n]
             try:
-                image = decode(check_file(path).read_bytes(), self.image_size, self.channels)[0]
+                data = check_file(path).read_bytes()
+                image = decode(data, self.image_size, self.channels, self.data_range).pixels
             except (OSError, ValueError) as error:
                 self._bad(path, one_line(error))
             else:
@@ -112,14 +121,14 @@ class FolderReader:
 class FolderScan:
     """What one pass over all files of a folder gives."""
 
-    sizes: set[tuple[int, int]]  # (width, height)
     fingerprint: str
     kept: torch.Tensor | None  # uint8 (N, C, H, W) if it fits in KEEP_BYTES
     replaced: dict[int, int]  # of each image that cannot be read, the one that is served in its place
 
 
-def scan_folder(reader: FolderReader) -> FolderScan:
-    """Reads, hashes and decodes every image once, so that a corrupt one is found before any training.
+def scan_folder(reader: FolderReader, survey: Survey) -> FolderScan:
+    """Reads, hashes and decodes every image once, so that a corrupt one is found before any training, and adds each
+    good one to `survey`.
 
     Raises UserError naming the first image that cannot be read and counting the others, where they may not be skipped.
     """
@@ -127,29 +136,29 @@ def scan_folder(reader: FolderReader) -> FolderScan:
     fits = n * channels * size * size <= KEEP_BYTES
     kept = torch.empty(n, channels, size, size, dtype=torch.uint8) if fits else None
 
-    def visit(i: int) -> tuple[bytes, tuple[int, int], str]:
+    def visit(i: int) -> tuple[bytes, Decoded | None, str]:
         try:
             data = check_file(reader.root / reader.names[i]).read_bytes()
-            tensor, original = decode(data, size, channels)
+            decoded = decode(data, size, channels, reader.data_range)
         except (OSError, ValueError) as error:
-            return b"", (0, 0), one_line(error)
+            return b"", None, one_line(error)
         if kept is not None:
-            kept[i] = tensor
-        return hashlib.sha256(data).digest(), original, ""
+            kept[i] = decoded.pixels
+        return hashlib.sha256(data).digest(), decoded._replace(pixels=KEPT), ""
 
-    digest = hashlib.sha256(f"{channels}x{size}x{size}".encode())
-    sizes: set[tuple[int, int]] = set()
+    ranged = "" if reader.data_range is None else f" to {float(reader.data_range)}"
+    digest = hashlib.sha256(f"{channels}x{size}x{size}{ranged}".encode())
     bad: dict[int, str] = {}
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        results: Iterable[tuple[bytes, tuple[int, int], str]] = pool.map(visit, range(n))
+        results: Iterable[tuple[bytes, Decoded | None, str]] = pool.map(visit, range(n))
         progress = tqdm(results, total=n, desc="checking images", unit="image", delay=1)
-        for i, (file_digest, original, reason) in enumerate(progress):
+        for i, (file_digest, decoded, reason) in enumerate(progress):
             digest.update(os.fsencode(reader.names[i]) + b"\0" + file_digest)
-            if reason:
+            if decoded is None:
                 bad[i] = f"{reader.root / reader.names[i]}: {reason}"
             else:
-                sizes.add(original)
+                survey.add(decoded.size, decoded.values, decoded.animated)
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the rest of the folder
     if bad:
@@ -158,7 +167,7 @@ def scan_folder(reader: FolderReader) -> FolderScan:
     if kept is not None:
         for i, j in replaced.items():
             kept[i] = kept[j]
-    return FolderScan(sizes, digest.hexdigest(), kept, replaced)
+    return FolderScan(digest.hexdigest(), kept, replaced)
 
 
 def _judge(reader: FolderReader, bad: dict[int, str]) -> None:

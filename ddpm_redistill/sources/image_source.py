@@ -13,13 +13,15 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from .image_files import Decoded, fit, one_line
+from .image_survey import Survey
+from .image_values import EIGHT, FULL_RANGE, Values
 
 
 class ImageSource(Dataset[torch.Tensor]):
     """N images as uint8 tensors (C, image_size, image_size), values 0..255, always in the same order.
 
     `description` is one line for people. `fingerprint` is a sha256 of what is served: for sources held in
-    memory of the decoded pixels, for a folder of the relative paths, the file bytes, C and image_size.
+    memory of the decoded pixels, for a folder of the relative paths, the file bytes, C, image_size and data_range.
     Picklable, so that loader workers can be forked or spawned.
 
     `labels`, int64 (N,), is the class of each image and `classes` names the classes, `classes[label]`; both are None
@@ -93,49 +95,59 @@ class ImageSource(Dataset[torch.Tensor]):
         return self._images(i % self._length)
 
 
-def from_tensor(images: torch.Tensor, name: str, sizes: set[tuple[int, int]]) -> ImageSource:
-    """images: uint8 (N, C, image_size, image_size); sizes: the original (width, height) of all of them."""
-    n, channels, image_size, _ = images.shape
+def from_tensor(images: torch.Tensor, survey: Survey) -> ImageSource:
+    """images: uint8 (N, C, image_size, image_size); survey: of all of them."""
+    n, channels = images.shape[:2]
     digest = hashlib.sha256(str(tuple(images.shape)).encode())
     for image in images:
         digest.update(image.contiguous().numpy())
-    return ImageSource(n, images, describe(n, name, sizes, image_size, channels), digest.hexdigest())
+    survey.warn(n)
+    return ImageSource(n, images, survey.describe(n, channels), digest.hexdigest())
 
 
 def from_reads(read: Callable[[int], Decoded], n: int, name: str, image_size: int, channels: int) -> ImageSource:
     """Keeps the images of read(0), ..., read(n - 1). Raises UserError naming the first that fails."""
     images = torch.empty(n, channels, image_size, image_size, dtype=torch.uint8)
-    sizes = set()
+    survey = Survey(name, image_size)
     for i in tqdm(range(n), desc=f"reading {name}", unit="image", delay=1):
         try:
-            images[i], size = read(i)
+            decoded = read(i)
+            images[i] = decoded.pixels
         except Exception as error:  # broken files surface from the data sets as almost any type
             raise UserError(
                 f"image {i} of {n:,} of {name} cannot be read ({one_line(error)}); remove or replace it"
             ) from error
-        sizes.add(size)
-    return from_tensor(images, name, sizes)
+        survey.add(decoded.size, decoded.values, decoded.animated)
+    return from_tensor(images, survey)
 
 
-def from_array(array: np.ndarray, name: str, image_size: int, channels: int) -> ImageSource:
-    """array: uint8 (N, H, W) or (N, H, W, 1 or 3)."""
+def from_array(
+    array: np.ndarray, name: str, image_size: int, channels: int, data_range: float | None = None
+) -> ImageSource:
+    """array: uint8 (N, H, W) or (N, H, W, C): C is `channels`, or both are 1 or 3. Raises UserError for any other C."""
     array = array[..., None] if array.ndim == 3 else array
-    height, width = array.shape[1:3]
-    if array.shape[1:] == (image_size, image_size, channels):  # as it is, without a copy
-        return from_tensor(torch.from_numpy(array).permute(0, 3, 1, 2), name, {(width, height)})
+    n, height, width, own = array.shape
+    if own != channels and not {own, channels} <= {1, 3}:
+        raise UserError(f"the images in {name} have {own} channel{'s' * (own != 1)}, and {channels} are needed")
+    if (height, width, own) == (image_size, image_size, channels) and data_range in (None, FULL_RANGE[EIGHT]):
+        survey = Survey(name, image_size)  # as it is, without a copy
+        survey.add((width, height), Values(EIGHT, int(array.min()), int(array.max()), FULL_RANGE[EIGHT]), count=n)
+        return from_tensor(torch.from_numpy(array).permute(0, 3, 1, 2), survey)
 
     def read(i: int) -> Decoded:
-        pixels = array[i, :, :, 0] if array.shape[3] == 1 else array[i]
-        return fit(Image.fromarray(pixels), image_size, channels)
+        if channels in (1, 3):
+            pixels = array[i, :, :, 0] if own == 1 else array[i]
+            return fit(Image.fromarray(pixels), image_size, channels, data_range)
+        planes = [fit(Image.fromarray(array[i, :, :, c]), image_size, 1, data_range) for c in range(own)]
+        values = [plane.values for plane in planes]
+        least, most = min(each.least for each in values), max(each.most for each in values)
+        joined = torch.cat([plane.pixels for plane in planes])
+        return Decoded(joined, (width, height), values[0]._replace(least=least, most=most))
 
-    return from_reads(read, len(array), name, image_size, channels)
+    return from_reads(read, n, name, image_size, channels)
 
 
-def describe(n: int, name: str, sizes: set[tuple[int, int]], image_size: int, channels: int) -> str:
-    """One line; sizes are (width, height), named from the smallest to the largest area."""
-    target = f"{image_size}x{image_size}"
-    ordered = [f"{w}x{h}" for w, h in sorted(sizes, key=lambda size: (size[0] * size[1], size))]
-    shown = ordered[0] if len(ordered) == 1 else f"sizes {ordered[0]} to {ordered[-1]}"
-    shown = shown if shown == target else f"{shown} resized to {target}"
-    images = "image" if n == 1 else "images"
-    return f"{n:,} {images} from {name}, {shown}, {channels} channel{'' if channels == 1 else 's'}"
+def viewable(images: torch.Tensor) -> torch.Tensor:
+    """Of images (N, C, H, W) the channels that a picture can show: of 1 or 3 all, of 2 the first, else the first 3."""
+    channels = images.shape[1]
+    return images if channels in (1, 3) else images[:, : 1 if channels == 2 else 3]

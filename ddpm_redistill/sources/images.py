@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import MOST_CHANNELS
 from ..errors import UserError
 from .image_folders import OnBadImage, open_folder
 from .image_sets import OPENERS
@@ -20,9 +21,15 @@ FORMS = "a folder of images, an .npz file, torchvision:NAME, hub:NAME, builtin:d
 
 
 def open_images(
-    source: str | os.PathLike[str], *, image_size: int, channels: int, on_bad_image: OnBadImage = "error"
+    source: str | os.PathLike[str],
+    *,
+    image_size: int,
+    channels: int,
+    on_bad_image: OnBadImage = "error",
+    data_range: float | None = None,
 ) -> ImageSource:
-    """Opens a source of images, `channels` 1 (luminance) or 3 (RGB), `image_size` pixels in each direction.
+    """Opens a source of images, `channels` 1 (luminance) or 3 (RGB), `image_size` pixels in each direction; of an .npz
+    that has as many, any `channels` up to 8.
 
     source: a folder (searched recursively), an .npz file of uint8 (N, H, W, C) or (N, H, W) images,
     `torchvision:NAME`, `hub:NAME` or `builtin:digits`. Images of another size are resized by their shorter
@@ -37,19 +44,34 @@ def open_images(
     stops; "skip" puts the next good image of the sorted names in its place, says so, and stops when more than one in
     a hundred are bad (one may always be). The other sources are always whole.
 
+    data_range: the value that becomes 255, and above which there may be none; None: the end of the range of the file's
+    kind of values, 255 of 8 bits, 65535 of 16, 1 of floating point. A source that uses less than a quarter of it, has
+    images of several frames (the first is taken) or of less than half of image_size is warned of, a line each.
+
     Raises UserError, one line, for anything that cannot be opened.
     """
     source = os.fspath(source)
-    if channels not in (1, 3):
-        raise UserError(f"images with {channels} channels are not supported; use 1 (grey) or 3 (RGB)")
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise UserError(
+            f"images with {channels} channels are not supported; use 1 (grey), 3 (RGB), or of an .npz up to"
+            f" {MOST_CHANNELS}"
+        )
+    if data_range is not None and not 0 < data_range < float("inf"):
+        raise UserError(f"data_range is {data_range}; give the value that becomes white, a number above 0")
     if not 1 <= image_size <= LARGEST_SIDE:
         raise UserError(f"image_size is {image_size}; give the side of the images in pixels, 1 to {LARGEST_SIDE}")
     prefix, colon, name = source.partition(":")
-    if colon and prefix in OPENERS:
-        return OPENERS[prefix](name, image_size, channels)
     path = os.path.expanduser(source)
-    if os.path.isdir(path):
-        return open_folder(Path(path), image_size, channels, on_bad_image)
+    named, is_folder = bool(colon) and prefix in OPENERS, os.path.isdir(path)
+    if channels not in (1, 3) and (named or is_folder):
+        raise UserError(
+            f"the images of {source} are read as grey or RGB, and {channels} channels are needed: save them as an .npz"
+            f" of uint8 (N, H, W, {channels})"
+        )
+    if named:
+        return OPENERS[prefix](name, image_size, channels, data_range)
+    if is_folder:
+        return open_folder(Path(path), image_size, channels, on_bad_image, data_range)
     if not os.path.isfile(path):
         what = f"unknown source prefix '{prefix}:' in {source}" if colon else f"no such path: {source!r}"
         raise UserError(f"{what}; a source of images is {FORMS}")
@@ -57,12 +79,12 @@ def open_images(
         raise UserError(f"{source} is a file, but not an .npz of images; a source of images is {FORMS}")
     pixels = read_npz(path)
     labels = read_npz_labels(path, len(pixels))
-    images = from_array(pixels, path, image_size, channels)
+    images = from_array(pixels, path, image_size, channels, data_range)
     return images if labels is None else images.with_labels(labels, map(str, range(int(labels.max()) + 1)))
 
 
 def read_npz(path: str) -> np.ndarray:
-    """The images of an .npz file: uint8 (N, H, W) or (N, H, W, 1 or 3), N > 0. Raises UserError for any other."""
+    """The images of an .npz file: uint8 (N, H, W) or (N, H, W, 1 to 8), N > 0. Raises UserError for any other."""
     try:
         key, array = read_arrays(path, _choose_images).popitem()
     except ValueError as error:
@@ -73,9 +95,13 @@ def read_npz(path: str) -> np.ndarray:
     if array.dtype != np.uint8:
         raise UserError(f"'{key}' in {path} holds {array.dtype}, not uint8 pixels of 0..255; save it as those")
     shape = array.shape
-    if array.ndim not in (3, 4) or (array.ndim == 4 and shape[3] not in (1, 3)) or 0 in shape:
-        hint = "move the channels last" if array.ndim == 4 and shape[1] in (1, 3) else "save it in that shape"
-        raise UserError(f"'{key}' in {path} has shape {shape}, not (N, H, W[, 1 or 3]) with N > 0; {hint}")
+    # (N, 3, 8, 8) are squares with their channels first, not lines of 8 channels
+    first = array.ndim == 4 and shape[1] <= MOST_CHANNELS and shape[2] == shape[3] != shape[1]
+    if array.ndim not in (3, 4) or (array.ndim == 4 and shape[3] > MOST_CHANNELS) or 0 in shape or first:
+        hint = "move the channels last" if first else "save it in that shape"
+        raise UserError(
+            f"'{key}' in {path} has shape {shape}, not (N, H, W[, 1 to {MOST_CHANNELS}]) with N > 0; {hint}"
+        )
     return array
 
 

@@ -65,7 +65,9 @@ def check_pipeline(ref: str, root: Path, index: dict[str, Any]) -> tuple[str, ..
     if name in OTHERS:
         raise UserError(f"{ref} cannot be used: it is of the class {name}, whose unet {OTHERS[name]}")
     if name == LATENTS and alone:
-        raise UserError(f"{ref} cannot be used: it denoises latents, and the autoencoder is beside it: give {root.parent}")
+        raise UserError(
+            f"{ref} cannot be used: it denoises latents, and the autoencoder is beside it: give {root.parent}"
+        )
     more = [part for part, value in index.items() if part not in (*PARTS, "_class_name") and _is_part(value)]
     if name == LATENTS:
         if len(more) != 1 or more[0] not in autoencoder.PARTS:

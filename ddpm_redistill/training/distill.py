@@ -46,13 +46,17 @@ def distill(
     run = open_run(config, resume=resume, anyway=resume_anyway)
     teacher = load_teacher(config.teacher)
     side = side_of(config.image_size, teacher.unet.config.sample_size, teacher.pixels_per_latent)
-    size = side * teacher.pixels_per_latent
     # before the images, which may choose the recipe: natural and saturated have one student
     plan = plan_student({**teacher.unet.config, "sample_size": side}, config.student)
-    channels = teacher.image_channels
     if teacher.vqvae is not None and config.horizontal_flip:
         raise UserError("horizontal_flip is of pixels, and this teacher learns latents: leave it out")
-    images = open_images(config.data, image_size=size, channels=channels, on_bad_image=config.on_bad_image)
+    images = open_images(
+        config.data,
+        image_size=plan.sample_size * teacher.pixels_per_latent,
+        channels=teacher.image_channels,
+        on_bad_image=config.on_bad_image,
+        data_range=config.data_range,
+    )
     why = ""
     if asked.recipe == "default":
         name, why = default_recipe(images) if teacher.vqvae is None else LATENTS_RECIPE

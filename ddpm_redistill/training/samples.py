@@ -7,6 +7,7 @@ from torchvision.utils import save_image
 from ..core.ema import EMA
 from ..files import written_aside
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..sources.image_source import viewable
 from .disk import written
 
 SAMPLE_GRID_IMAGES = 16
@@ -18,7 +19,7 @@ SAMPLE_GRID_STEPS = 25
 
 def sample_grid(sampler: RedDDPMPipeline, ema: EMA, path: Path) -> None:
     """Write a PNG of images from fixed noise by the EMA weights, 16 or two of each class, one below the other; the
-    network keeps its own weights.
+    network keeps its own weights. Of more channels than a picture has the first are shown.
 
     Raises:
         UserError: the disk refused it.
@@ -38,4 +39,4 @@ def sample_grid(sampler: RedDDPMPipeline, ema: EMA, path: Path) -> None:
     with written(path, hint="make room, then go on with --resume"):
         path.parent.mkdir(exist_ok=True)
         with written_aside(path) as aside:
-            save_image(images, aside, format="png", nrow=columns, padding=1)
+            save_image(viewable(images), aside, format="png", nrow=columns, padding=1)

@@ -47,8 +47,13 @@ def teach(
         Stopped: SIGTERM or Ctrl-C during the training, after a checkpoint; a SystemExit.
     """
     run = open_run(config, resume=resume, anyway=resume_anyway).settled(config)
-    size, channels, on_bad_image = config.image_size, config.channels, config.on_bad_image
-    images = open_images(config.data, image_size=size, channels=channels, on_bad_image=on_bad_image)
+    images = open_images(
+        config.data,
+        image_size=config.image_size,
+        channels=config.channels,
+        on_bad_image=config.on_bad_image,
+        data_range=config.data_range,
+    )
     if config.training.label_dropout is not None and not config.class_conditional:
         raise UserError("training.label_dropout is set, but class_conditional is not: leave one out or set the other")
     classes = classes_of_data(images, config.training) if config.class_conditional else None
