@@ -100,6 +100,8 @@ class TrainingConfig:
             clips, it keeps rare large gradients from counting more than others.
         ema_decay: decay of the exponential moving average that is saved and sampled.
         mixed_precision: no, bf16 or fp16, through Accelerate.
+        gradient_checkpointing: keep less of the student's residual blocks for the backward pass, and compute it again
+            there: less memory and more time, the same numbers.
         compile: the training step by torch.compile: auto (on CUDA cudagraphs for a short run and default for a long
             one, off elsewhere), off, cudagraphs (its kernels captured as CUDA graphs: seconds to prepare), default
             (kernels fused: a minute or more), or reduce-overhead (both).
@@ -122,6 +124,7 @@ class TrainingConfig:
     max_grad_norm: float = 0.05
     ema_decay: float = 0.999
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
     compile: Literal["auto", "off", "cudagraphs", "default", "reduce-overhead"] = "auto"
     label_dropout: float | None = None
     num_workers: int = 0
