@@ -53,13 +53,18 @@ def make_accelerator(config: TrainingConfig, run: RunFolder) -> Accelerator:
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=str(run.path))
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, in which torch computes convolutions there by default
-    parts = accelerator.num_processes * config.gradient_accumulation
-    if config.batch_size % parts:
+    check_parts(config, accelerator.num_processes)
+    return accelerator
+
+
+def check_parts(config: TrainingConfig, processes: int) -> None:
+    """Raises UserError where the global batch does not divide into equal micro-batches."""
+    parts = processes * config.gradient_accumulation
+    if config.global_batch % parts:
         raise UserError(
-            f"training.batch_size {config.batch_size} does not divide by {accelerator.num_processes} processes x"
+            f"training.batch_size {config.global_batch} does not divide by {processes} processes x"
             f" {config.gradient_accumulation} accumulated micro-batches: make it a multiple of {parts}"
         )
-    return accelerator
 
 
 def learning_rate_at(step: int, config: TrainingConfig) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import repeat
 from typing import Any, NamedTuple, cast
 
@@ -124,11 +125,14 @@ def _measured(
     kept = [*frozen, *network.buffers()]
     before = sum(t.nbytes for t in kept)
     accelerator = cast(Accelerator, Alone(training.mixed_precision, device))
+    batches = _batches(network, training, processes, device)
+    # Past the second micro-batch nothing new is alive.
+    training = replace(training, compile="off", gradient_accumulation=min(2, training.gradient_accumulation))
     with PeakTracker(kept) as tracker:
         step = OptimizerStep(network, loss_modules, weights, training, accelerator)
         step.prepared_optimizer.step()
         held = tracker.live_bytes
-        step(objective, _batches(network, training, processes, device), training.learning_rate)
+        step(objective, batches, training.learning_rate)
         return StepMemory(before + held, before + tracker.peak_bytes)
 
 
@@ -136,9 +140,9 @@ def _batches(network: UNet2DModel, training: TrainingConfig, processes: int, dev
     """What ``draws.micro_batches`` gives and holds, without anything drawn."""
     size = network.config.sample_size
     shape = (network.config.in_channels, *((size, size) if isinstance(size, int) else size))
-    count = training.batch_size // (processes * training.gradient_accumulation)
-    noise = torch.zeros(training.batch_size, *shape, device=device)
-    labels = torch.zeros(training.batch_size, dtype=torch.long, device=device)
+    count = training.global_batch // (processes * training.gradient_accumulation)
+    noise = torch.zeros(training.global_batch, *shape, device=device)
+    labels = torch.zeros(training.global_batch, dtype=torch.long, device=device)
     for _ in repeat(None):
         pixels = torch.zeros(count, *shape, dtype=torch.uint8, device=device)
         batch = {"images": pixels.float(), "noise": noise[:count], "timesteps": labels[:count]}
