@@ -54,6 +54,7 @@ from ddpm_redistill import (
     plan_student,
 )
 from ddpm_redistill.config import RECIPES, resolve
+from ddpm_redistill.core.ema import EMA
 from ddpm_redistill.core.flat import FlatParameters
 from ddpm_redistill.sources.images import open_images
 from ddpm_redistill.sources.teacher import load_teacher
@@ -163,7 +164,7 @@ def timed_parts(spent: dict[str, float]) -> Iterator[None]:
             (FlatParameters, "clip_gradient", timed("optimizer", FlatParameters.clip_gradient)),
             (AcceleratedOptimizer, "step", timed("optimizer", AcceleratedOptimizer.step)),
             (AcceleratedOptimizer, "zero_grad", timed("optimizer", AcceleratedOptimizer.zero_grad)),
-            (loop.EMA, "update", timed("EMA", loop.EMA.update)),
+            (EMA, "update", timed("EMA", EMA.update)),
         ):
             patches.enter_context(patch.object(owner, name, value))
         yield

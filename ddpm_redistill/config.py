@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from .errors import UserError
+from .units import parse_bytes
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -88,14 +89,23 @@ class LossConfig:
     feature_share: float | None = None
 
 
+BATCH_SIZE = 64
+"""The default global batch, and that of ``auto``."""
+FREE = "free"
+"""As ``memory_budget``: what a GPU has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """The loop, the same for teach and distill. A step is an optimizer step.
 
     Args:
         steps: optimizer steps.
-        batch_size: global batch: images per optimizer step over all processes and accumulated micro-batches.
+        batch_size: global batch: images per optimizer step over all processes and accumulated micro-batches. auto is
+            64 with memory_budget, free where none is given.
         gradient_accumulation: micro-batches per optimizer step.
+        memory_budget: choose gradient_accumulation, so that the micro-batches of each process are as large as fit into
+            so much memory, as 16GiB, by the tensors of an eager step; free: into 80% of what is free on the GPU.
         learning_rate: of Adam, after the warm-up.
         warmup_steps: optimizer steps over which the learning rate rises from 0.
         schedule: learning rate after the warm-up, constant or cosine (to 0 at the last step).
@@ -103,6 +113,8 @@ class TrainingConfig:
             clips, it keeps rare large gradients from counting more than others.
         ema_decay: decay of the exponential moving average that is saved and sampled.
         mixed_precision: no, bf16 or fp16, through Accelerate.
+        gradient_checkpointing: keep less of the student's residual blocks for the backward pass, and compute it again
+            there: less memory and more time, the same numbers.
         compile: the training step by torch.compile: auto (on CUDA cudagraphs for a short run and default for a long
             one, off elsewhere), off, cudagraphs (its kernels captured as CUDA graphs: seconds to prepare), default
             (kernels fused: a minute or more), or reduce-overhead (both).
@@ -117,14 +129,16 @@ class TrainingConfig:
     """
 
     steps: int = 2000
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = BATCH_SIZE
     gradient_accumulation: int = 1
+    memory_budget: str | None = None
     learning_rate: float = 1e-3
     warmup_steps: int = 50
     schedule: Literal["constant", "cosine"] = "cosine"
     max_grad_norm: float = 0.05
     ema_decay: float = 0.999
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
     compile: Literal["auto", "off", "cudagraphs", "default", "reduce-overhead"] = "auto"
     label_dropout: float | None = None
     num_workers: int = 0
@@ -133,7 +147,24 @@ class TrainingConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
 
+    @property
+    def global_batch(self) -> int:
+        """``batch_size``, which is a number once this is made."""
+        assert self.batch_size != "auto"
+        return self.batch_size
+
     def __post_init__(self) -> None:
+        if self.batch_size == "auto":
+            object.__setattr__(self, "batch_size", BATCH_SIZE)
+            object.__setattr__(self, "memory_budget", self.memory_budget or FREE)
+        if self.memory_budget is not None:
+            if self.memory_budget != FREE:
+                parse_bytes(self.memory_budget)
+            if self.gradient_accumulation != 1:
+                raise UserError(
+                    "training.gradient_accumulation is chosen by training.memory_budget (batch_size auto has one): set"
+                    " one of them"
+                )
         for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} must be at least 1, not {getattr(self, name)}")

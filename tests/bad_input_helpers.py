@@ -339,6 +339,24 @@ def rows() -> list[Row]:
         Row("an unknown policy", f"{distill} --on_bad_image ignore", "on_bad_image"),
         Row("parts that do not divide the batch", f"{distill} --training.gradient_accumulation 3", "a multiple of 3"),
         Row(
+            "a batch of auto without a budget, on a CPU",
+            f"{distill} --training.batch_size auto",
+            "needs training.memory_budget on a CPU",
+        ),
+        Row(
+            "a memory budget in which no image fits",
+            f"{distill} --training.memory_budget 1KiB",
+            "a step with one image at a time takes",
+        ),
+        Row("a memory budget that is no size", f"{distill} --training.memory_budget much", "'much' is not a size"),
+        Row(
+            "a memory budget, and micro-batches",
+            f"{distill} --training.memory_budget 1GiB --training.gradient_accumulation 2",
+            "set one of them",
+        ),
+        Row("a plan for no image", "plan {place}/teacher --batch_size 0", "batch_size must be at least 1"),
+        Row("a plan under a budget for a batch", "plan {place}/teacher --budget 1MiB --batch_size 4", "go together"),
+        Row(
             "weights of the loss all 0",
             f"{distill} --loss.task 0 --loss.output 0 --loss.red 0",
             "nothing would be learned",

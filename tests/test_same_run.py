@@ -35,6 +35,7 @@ def settings(**changes: object) -> dict[str, object]:
         ("training.keep_checkpoints", 7),
         ("training.num_workers", 7),
         ("training.compile", "off"),
+        ("training.gradient_checkpointing", True),
         ("training.steps", 200),
         ("training.steps", 60),
         ("data", "elsewhere"),

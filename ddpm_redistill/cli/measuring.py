@@ -53,6 +53,13 @@ def plan_parser() -> ArgumentParser:
         default="activations",
         help="what must fit: activations (the exact tensor peak), or total (that and the weights)",
     )
+    parser.add_argument(
+        "--batch_size",
+        type=int | None,
+        default=None,
+        help="say what memory a training step with so many images at a time takes too, which takes some seconds;"
+        " training's default is 64",
+    )
     add_json(parser)
     return parser
 

@@ -144,6 +144,15 @@ def free_width_text(free: FreeWidth) -> str:
     return f"{named} can be 2x wider at the same tensor_peak (parameters {millions}){lean}: {option}"
 
 
+def training_text(training: dict[str, int]) -> str:
+    """What a training step takes, by ``training/step_memory.py``."""
+    peak, checkpointed, held = (training[key] / MIB for key in ("tensor_peak", "tensor_peak_checkpointed", "held"))
+    return (
+        f"training at batch {training['batch_size']}: about {peak:,.1f} MiB of tensors, {checkpointed:,.1f} with"
+        f" gradient checkpointing, of which {held:,.1f} are held from step to step"
+    )
+
+
 def budget_text(found: BudgetPlan) -> str:
     """The choice in a sentence, and every candidate that was tried with what the budget lacks for it."""
     chosen, what = found.chosen, "activations" if found.counts == "activations" else "activations and weights"

@@ -2,12 +2,13 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffusers import DDPMScheduler
 
-from ..config import LOSS_TERMS, DistillConfig, resolve
+from ..config import LOSS_TERMS, DistillConfig, TrainingConfig, resolve
 from ..errors import UserError
 from ..sources.image_source import ImageSource
 from ..sources.images import open_images
@@ -21,6 +22,7 @@ from .gradient import place
 from .objective import alignment, check_terms, comparing, feature_terms, make_regressors, objective_of_steps
 from .run import open_run
 from .run_folder import settings_text
+from .step_memory import StepMemory, distillation_memory
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -61,12 +63,21 @@ def distill(
     if asked.recipe == "default":
         name, why = default_recipe(images) if teacher.vqvae is None else LATENTS_RECIPE
         config = resolve(asked, name)
+    classes = classes_of_teacher(images, teacher, config)
+    null = classes.conditioning.null if classes else None
+
+    def memory_of(training: TrainingConfig) -> StepMemory:
+        where = {"processes": run.accelerator.num_processes, "device": run.accelerator.device}
+        return distillation_memory(
+            dict(teacher.unet.config), teacher.scheduler, plan, config.loss, training, null=null, **where
+        )
+
+    config = replace(config, training=run.fitted(config.training, memory_of))
     run = run.settled(config)
     aligned = alignment(teacher.unet.config, plan)
     parts = run.accelerator.num_processes * config.training.gradient_accumulation
-    check_terms(config.loss, aligned, config.training.batch_size // parts)
+    check_terms(config.loss, aligned, config.training.global_batch // parts)
     places = {"teacher": teacher.ref, "data": images.description}
-    classes = classes_of_teacher(images, teacher, config)
     contents = {
         "teacher_sha256": teacher.sha256,
         "teacher_config": describe(teacher),
@@ -89,7 +100,6 @@ def distill(
         # 3. training, and the folder that opens in diffusers
         with comparing(teacher.unet, student, plan, aligned if feature_terms(config.loss) else ()) as compared:
             steps, device = config.training.steps, run.accelerator.device
-            null = classes.conditioning.null if classes else None
             objective_at = objective_of_steps(teacher, plan, config.loss, compared, steps, device, null)
             return run.train(
                 *(student, scheduler, objective_at, weights, images, "student"),

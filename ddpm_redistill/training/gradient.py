@@ -36,7 +36,8 @@ def how_to_compile(config: TrainingConfig, device: torch.device) -> str:
 
 def place(module: nn.Module, config: TrainingConfig, device: torch.device) -> None:
     """Move a network to ``device``; for fused kernels on CUDA, with its weights laid out as tensor cores want them."""
-    module.to(device)
+    if any(t.device != device for t in (*module.parameters(), *module.buffers())):  # of tensors without data it fails
+        module.to(device)
     if device.type == "cuda" and how_to_compile(config, device) in ("default", "reduce-overhead"):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -17,23 +17,20 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import TrainingConfig
-from ..core.ema import EMA
-from ..core.flat import FlatParameters
 from ..errors import UserError
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..pipelines.seeds import seeded_generator
 from ..processes import on_cpu
-from .batch_norm import share_batch_norms
 from .checkpoint import save_checkpoint
 from .disk import on_main
 from .draws import Draws, micro_batches
 from .finite import FiniteWatch
-from .gradient import GradientStep, Objective, place
+from .gradient import Objective
 from .resume import Trained
 from .run_folder import RunFolder
 from .samples import sample_grid
 from .shutdown import Shutdown, Stopped
-from .states import named_parameters
+from .step import OptimizerStep
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -56,13 +53,18 @@ def make_accelerator(config: TrainingConfig, run: RunFolder) -> Accelerator:
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=str(run.path))
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, in which torch computes convolutions there by default
-    parts = accelerator.num_processes * config.gradient_accumulation
-    if config.batch_size % parts:
+    check_parts(config, accelerator.num_processes)
+    return accelerator
+
+
+def check_parts(config: TrainingConfig, processes: int) -> None:
+    """Raises UserError where the global batch does not divide into equal micro-batches."""
+    parts = processes * config.gradient_accumulation
+    if config.global_batch % parts:
         raise UserError(
-            f"training.batch_size {config.batch_size} does not divide by {accelerator.num_processes} processes x"
+            f"training.batch_size {config.global_batch} does not divide by {processes} processes x"
             f" {config.gradient_accumulation} accumulated micro-batches: make it a multiple of {parts}"
         )
-    return accelerator
 
 
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
@@ -106,22 +108,12 @@ def train(
         Stopped: SIGTERM or Ctrl-C; the step in hand is in a checkpoint.
     """
     # 1. optimizer, averages, state
-    modules = [network] if loss_modules is None else [network, loss_modules]
-    for module in modules:
-        place(module.train(), config, accelerator.device)
-    if accelerator.num_processes > 1:
-        share_batch_norms(network)
-    flat = FlatParameters(named_parameters(network, loss_modules))
-    # Not with a scaler: Accelerate cannot tell that a fused optimizer skipped a step, and would average it in.
-    fused = accelerator.scaler is None and accelerator.device.type in ("cpu", "cuda")
-    optimizer = torch.optim.Adam([flat.vector], lr=config.learning_rate, fused=fused or None)
-    prepared_optimizer = accelerator.prepare(optimizer)
-    ema = EMA(network, flat, config.ema_decay)
-    trained = Trained(network, loss_modules, flat, ema, optimizer, accelerator)
+    optimizer_step = OptimizerStep(network, loss_modules, weights, config, accelerator)
+    flat, ema = optimizer_step.flat, optimizer_step.ema
+    trained = Trained(network, loss_modules, flat, ema, optimizer_step.optimizer, accelerator)
     first_step = trained.restore(run) if resume else 0
     accelerator.init_trackers("tensorboard")
     watch = FiniteWatch(accelerator.device)
-    gradient_step = GradientStep(modules, weights, flat, config, accelerator)
     batches = micro_batches(
         draws,
         first_step=first_step,
@@ -148,22 +140,9 @@ def train(
         for step in range(first_step, config.steps):
             # 2. one optimizer step
             rate = learning_rate_at(step, config)
-            for group in prepared_optimizer.param_groups:
-                group["lr"] = rate
             # Dropout is the only draw left to the global random state: make it a function of the step too.
             torch.manual_seed(seeded_generator(draws.seed, "dropout", step, accelerator.process_index).initial_seed())
-            objective, logged = objective_at(step), dict[str, torch.Tensor]()
-            for _ in range(config.gradient_accumulation):
-                for name, value in gradient_step(objective, next(batches)).items():
-                    logged[name] = logged[name] + value if name in logged else value.clone()
-            if accelerator.num_processes > 1:  # all gradients are one vector: reduced at once, and once a step
-                flat.gradient.copy_(accelerator.reduce(flat.gradient, "mean"))
-            accelerator.unscale_gradients()
-            norm = flat.clip_gradient(config.max_grad_norm)
-            prepared_optimizer.step()
-            prepared_optimizer.zero_grad(set_to_none=False)
-            if not prepared_optimizer.step_was_skipped:
-                ema.update(network)
+            logged, norm = optimizer_step(objective_at(step), batches, rate)
             done = step + 1
             # A scaler skips a step whose gradients overflow; without one they are in the weights now.
             watch.see(done, logged if accelerator.scaler else {**logged, "grad_norm": norm})
@@ -195,9 +174,7 @@ def train(
                     log.warning("stopped by %s after step %d, saved as %s: go on with --resume", name, done, saved)
                 accelerator.end_training()
                 raise Stopped(stop)
-    ema.copy_to(network)
-    flat.release()
-    network.eval()
+    optimizer_step.finish()
 
 
 def _save(trained: Trained, step: int, config: TrainingConfig, run: RunFolder) -> Path:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
-from ..config import DistillConfig, TeachConfig
+from ..config import DistillConfig, TeachConfig, TrainingConfig
 from ..pipelines.latents import Autoencoder
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..provenance import environment
@@ -19,7 +19,8 @@ from ..sources.latent_images import encoded
 from .classes import Classes
 from .disk import on_main
 from .draws import STREAM, Draws
-from .loop import ObjectiveAt, make_accelerator, train
+from .fit import MemoryOf, fitted
+from .loop import ObjectiveAt, check_parts, make_accelerator, train
 from .run_folder import RunFolder, write_pipeline
 
 log = logging.getLogger("ddpm_redistill")
@@ -37,6 +38,19 @@ class Run:
     accelerator: Accelerator
     resume: bool
     anyway: bool
+
+    def fitted(self, training: TrainingConfig, memory_of: MemoryOf) -> TrainingConfig:
+        """With the micro-batches that its ``memory_budget`` asks for, said in a line; a run that is resumed keeps its
+        own. Raises UserError as ``fit.fitted``, or the batch does not divide by them."""
+        if training.memory_budget is None:
+            return training
+        recorded = self.folder.recorded_accumulation() if self.resume else None
+        if recorded is None:
+            return fitted(training, memory_of, self.accelerator)
+        log.info("micro-batches as the run that is resumed has them: training.gradient_accumulation %d", recorded)
+        training = replace(training, memory_budget=None, gradient_accumulation=recorded)
+        check_parts(training, self.accelerator.num_processes)
+        return training
 
     def settled(self, config: DistillConfig | TeachConfig) -> "Run":
         """With the config that the data have settled, and that of a run that is resumed is.
@@ -87,7 +101,7 @@ class Run:
         draws = Draws(
             images,
             seed=config.seed,
-            batch_size=config.training.batch_size,
+            batch_size=config.training.global_batch,
             num_train_timesteps=scheduler.config.num_train_timesteps,
             horizontal_flip=config.horizontal_flip,
             classes=classes,

@@ -71,6 +71,12 @@ class RunFolder:
             before = flatten(yaml.safe_load(self.config.read_text()) or {})
             return changed_settings(before, flatten(asdict(config)), newest_step(self.checkpoints), anyway=anyway)
 
+    def recorded_accumulation(self) -> int | None:
+        """``training.gradient_accumulation`` of the run, None where its config has none that is a number from 1."""
+        with self._resumable():
+            found = flatten(yaml.safe_load(self.config.read_text()) or {}).get("training.gradient_accumulation")
+        return found if isinstance(found, int) and found >= 1 else None
+
     def check_records(self, records: dict[str, dict[str, Any]]) -> None:
         """Refuse a resume whose teacher, data or plan are not those that the run recorded.
 

@@ -7,7 +7,7 @@ from ..errors import UserError
 
 HOUSEKEEPING = ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "num_workers")
 """Of training: without effect on any weight."""
-ROUNDING = ("compile",)
+ROUNDING = ("compile", "gradient_checkpointing")
 """Of training: the same run to float rounding."""
 PLACES = ("data", "teacher")
 """Where they are; what they hold is compared by its sha256, whatever these say."""

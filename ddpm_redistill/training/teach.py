@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -9,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
-from ..config import PredictionType, TeachConfig
+from ..config import PredictionType, TeachConfig, TrainingConfig
 from ..core.losses import epsilon_of, noisy_of, task_loss
 from ..errors import UserError
 from ..pipelines.conditioning import Conditioning
@@ -19,9 +20,10 @@ from ..sources.images import open_images
 from ..sources.latent_images import side_of
 from ..sources.teacher import load_teacher, sha256_of
 from .classes import classes_of_data
-from .gradient import Batch
+from .gradient import Batch, Objective
 from .run import open_run
 from .run_folder import settings_text
+from .step_memory import StepMemory, teaching_memory
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -46,7 +48,7 @@ def teach(
             is to be written.
         Stopped: SIGTERM or Ctrl-C during the training, after a checkpoint; a SystemExit.
     """
-    run = open_run(config, resume=resume, anyway=resume_anyway).settled(config)
+    run = open_run(config, resume=resume, anyway=resume_anyway)
     images = open_images(
         config.data,
         image_size=config.image_size,
@@ -60,6 +62,14 @@ def teach(
     found = find_autoencoder(config.autoencoder) if config.autoencoder else None
     unet, scheduler = build_teacher(config, classes.conditioning if classes else None, found)
     vqvae = load_autoencoder(found) if found else None
+    objective = noise_objective(scheduler, run.accelerator.device)
+
+    def memory_of(training: TrainingConfig) -> StepMemory:
+        where = {"processes": run.accelerator.num_processes, "device": run.accelerator.device}
+        return teaching_memory(unet, objective, training, **where)
+
+    config = replace(config, training=run.fitted(config.training, memory_of))
+    run = run.settled(config)
     contents = {"data_sha256": images.fingerprint, **(classes.records() if classes else {})}
     contents |= {"autoencoder_sha256": sha256_of(found.weights)} if found else {}
     records = run.records({"data": images.description}, contents)
@@ -67,18 +77,23 @@ def teach(
     if dry_run:
         return None
     with run.begun(records):
-        alphas_cumprod = scheduler.alphas_cumprod.to(run.accelerator.device)
-
-        def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-            timesteps, noise = batch["timesteps"], batch["noise"]
-            abar = alphas_cumprod[timesteps]
-            noisy = noisy_of(batch["images"], noise, abar)
-            prediction = network(noisy, timesteps, batch.get("class_labels")).sample.float()
-            epsilon = epsilon_of(prediction, noisy, abar, scheduler.config.prediction_type)
-            return {"task": task_loss(epsilon, noise)}
-
         how = (unet, scheduler, lambda _: objective, {"task": 1.0})
         return run.train(*how, images, "teacher", classes=classes, vqvae=vqvae)
+
+
+def noise_objective(scheduler: DDPMScheduler, device: torch.device) -> Objective:
+    """The loss of a network and a batch: the error of the noise that it predicts."""
+    alphas_cumprod = scheduler.alphas_cumprod.to(device)
+
+    def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        timesteps, noise = batch["timesteps"], batch["noise"]
+        abar = alphas_cumprod[timesteps]
+        noisy = noisy_of(batch["images"], noise, abar)
+        prediction = network(noisy, timesteps, batch.get("class_labels")).sample.float()
+        epsilon = epsilon_of(prediction, noisy, abar, scheduler.config.prediction_type)
+        return {"task": task_loss(epsilon, noise)}
+
+    return objective
 
 
 def build_teacher(
