@@ -30,8 +30,8 @@ from recipe_table import plot, summarise, table_text
 
 from ddpm_redistill import DistillConfig, UserError
 from ddpm_redistill.cli.verbs import as_settings
-from ddpm_redistill.config import resolve
 from ddpm_redistill.files import write_aside
+from ddpm_redistill.recipes import resolve
 
 ARMS = Path(__file__).parents[1] / "configs" / "recipes"
 DEFAULTS = {"warmup_steps": 30, "ema_decay": 0.99}

@@ -53,9 +53,9 @@ from ddpm_redistill import (
     distill,
     plan_student,
 )
-from ddpm_redistill.config import RECIPES, resolve
 from ddpm_redistill.core.ema import EMA
 from ddpm_redistill.core.flat import FlatParameters
+from ddpm_redistill.recipes import RECIPES, resolve
 from ddpm_redistill.sources.images import open_images
 from ddpm_redistill.sources.teacher import load_teacher
 from ddpm_redistill.training import distill as distill_module

@@ -16,9 +16,10 @@ import torch
 from architectures import ARCHITECTURES
 from diffusers import DDPMScheduler
 
-from ddpm_redistill.config import DistillConfig, StudentConfig, TrainingConfig, resolve
+from ddpm_redistill.config import DistillConfig, StudentConfig, TrainingConfig
 from ddpm_redistill.core.peak import PeakTracker
 from ddpm_redistill.pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ddpm_redistill.recipes import resolve
 from ddpm_redistill.students.derive import build_student
 from ddpm_redistill.students.footprint import unet_memory
 from ddpm_redistill.students.plan import plan_student

@@ -21,8 +21,8 @@ from training_helpers import (
 )
 
 from ddpm_redistill.cli import main
-from ddpm_redistill.config import resolve
 from ddpm_redistill.files import read_metrics
+from ddpm_redistill.recipes import resolve
 
 MIB = 2**20
 VERBS = ("plan", "teach", "distill", "sample", "evaluate", "statistics", "memory", "report", "demo")

@@ -12,10 +12,11 @@ from PIL import Image
 from training_helpers import SIZE, TRAIN, UNET, UNET_WEIGHTS, Killed, arguments, assert_same_run, kill_at, refused
 
 from ddpm_redistill.cli import main
-from ddpm_redistill.config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig, resolve
+from ddpm_redistill.config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
 from ddpm_redistill.core.losses import noisy_of, output_loss
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.pipelines.conditioning import Conditioning
+from ddpm_redistill.recipes import resolve
 from ddpm_redistill.sources.image_source import from_tensor
 from ddpm_redistill.sources.image_survey import Survey
 from ddpm_redistill.sources.teacher import load_pipeline, load_teacher, sha256_of

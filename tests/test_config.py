@@ -8,19 +8,11 @@ import yaml
 from diffusers import DDPMScheduler
 from training_helpers import UNET
 
-from ddpm_redistill.config import (
-    LOSS_TERMS,
-    RECIPES,
-    DistillConfig,
-    LossConfig,
-    StudentConfig,
-    TeachConfig,
-    TrainingConfig,
-    resolve,
-)
+from ddpm_redistill.config import LOSS_TERMS, DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.files import read_metrics, write_aside
 from ddpm_redistill.pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ddpm_redistill.recipes import RECIPES, resolve
 from ddpm_redistill.students.derive import derive_student
 from ddpm_redistill.students.plan import plan_student
 from ddpm_redistill.training.run_folder import RunFolder, flatten, settings_text

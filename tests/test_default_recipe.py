@@ -9,7 +9,7 @@ import yaml
 from training_helpers import SIZE, TRAIN, arguments
 
 from ddpm_redistill.cli import main
-from ddpm_redistill.config import RECIPES
+from ddpm_redistill.recipes import RECIPES
 from ddpm_redistill.sources.image_source import from_tensor
 from ddpm_redistill.sources.image_survey import Survey
 from ddpm_redistill.sources.images import open_images

@@ -21,9 +21,10 @@ from training_helpers import UNET_WEIGHTS, make_images, make_tiny_teacher
 
 from ddpm_redistill.cli import build_parser
 from ddpm_redistill.cli.verbs import as_settings
-from ddpm_redistill.config import DistillConfig, resolve
+from ddpm_redistill.config import DistillConfig
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.evaluation.pages import compare_page
+from ddpm_redistill.recipes import resolve
 from ddpm_redistill.sources.image_files import decode
 from ddpm_redistill.sources.images import open_images, read_npz
 from ddpm_redistill.sources.teacher import find_model, load_pipeline

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "ddpm_redistill"
 FLOORS = (
-    ("pipelines", "core", "config", "errors", "files", "processes", "provenance", "units"),
+    ("pipelines", "core", "config", "errors", "files", "processes", "provenance", "recipes", "units"),
     ("sources", "students"),
     ("training", "evaluation", "export", "sharing"),
     ("cli", "__main__", "__init__"),
@@ -21,7 +21,18 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 WINGS = ("pipelines", "core", "sources", "students", *FLOORS[2])  # of one floor: apart from each other
 CLOSED = {"core": {"torch"}, "pipelines": {"torch", "diffusers"}}  # import this, themselves and nothing else
 CLOSED_FILES = {"pipelines/red_block.py": {"torch"}}
-LIGHT = ("config", "errors", "files", "processes", "provenance", "cli", "__main__", "__init__")  # help stays fast
+# help stays fast
+LIGHT = (
+    "config",
+    "errors",
+    "files",
+    "processes",
+    "provenance",
+    "recipes",
+    "cli",
+    "__main__",
+    "__init__",
+)
 HEAVY = {"torch", "torchvision", "diffusers", "accelerate", "torch_fidelity", "matplotlib", "tensorboard"}
 
 

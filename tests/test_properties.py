@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from property_helpers import assert_one_line, examples
 
 from ddpm_redistill import RedDDPMPipeline, StudentPlan, UserError, derive_student, load_pipeline, plan_student
-from ddpm_redistill.config import RECIPES, DistillConfig, LossConfig, StudentConfig, TrainingConfig, resolve
+from ddpm_redistill.config import DistillConfig, LossConfig, StudentConfig, TrainingConfig
+from ddpm_redistill.recipes import RECIPES, resolve
 from ddpm_redistill.training.run_folder import settings_text
 
 DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")

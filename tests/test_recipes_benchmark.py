@@ -13,9 +13,9 @@ import pytest
 import yaml
 from training_helpers import UNET_WEIGHTS, Killed, kill_at
 
-from ddpm_redistill.config import resolve
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.evaluation.evaluate import evaluate
+from ddpm_redistill.recipes import resolve
 from ddpm_redistill.sources.teacher import sha256_of
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

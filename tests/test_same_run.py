@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from training_helpers import UNET_WEIGHTS, assert_same_run, distill_config, make_images, make_tiny_teacher, metrics
 
-from ddpm_redistill.config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig, resolve
+from ddpm_redistill.config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
 from ddpm_redistill.errors import UserError
+from ddpm_redistill.recipes import resolve
 from ddpm_redistill.training.checkpoint import load_checkpoint, newest_intact, save_checkpoint
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.same_run import changed_settings, flatten

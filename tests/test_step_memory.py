@@ -13,8 +13,9 @@ from test_loop import run_loop, tiny_network
 from training_helpers import TRAIN, UNET, arguments, distill_config, make_tiny_teacher, metrics, refused
 
 from ddpm_redistill.cli import main
-from ddpm_redistill.config import DistillConfig, StudentConfig, TrainingConfig, resolve
+from ddpm_redistill.config import DistillConfig, StudentConfig, TrainingConfig
 from ddpm_redistill.errors import UserError
+from ddpm_redistill.recipes import resolve
 from ddpm_redistill.students.plan import plan_student
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.fit import fitted

@@ -26,7 +26,7 @@ from training_helpers import (
 
 from ddpm_redistill import StudentConfig, load_pipeline
 from ddpm_redistill.cli import main
-from ddpm_redistill.config import resolve
+from ddpm_redistill.recipes import resolve
 from ddpm_redistill.sharing.card import write_card
 from ddpm_redistill.sources.teacher import load_teacher, sha256_of
 from ddpm_redistill.students.footprint import unet_memory

@@ -4,7 +4,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from ..config import DEFAULT, RECIPES
+from ..recipes import DEFAULT, RECIPES
 from .mistakes import OneLineParser
 from .options import (
     DATA_HELP,

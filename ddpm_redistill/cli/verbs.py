@@ -5,7 +5,6 @@ torch is imported when work starts, so that ``--help`` and a mistyped option ans
 
 import json
 import logging
-import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -15,113 +14,21 @@ from jsonargparse import Namespace
 
 from ..config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
 from ..errors import UserError
-from ..units import MIB, parse_bytes
-from .collector import collector_off
+from ..units import MIB
 from .options import COMPILE
 from .text import (
-    budget_commands,
-    budget_text,
-    free_width_text,
-    memory_table,
-    nothing_fits,
     push_text,
     summary,
-    training_text,
 )
 
 if TYPE_CHECKING:
-    from ..sources.teacher import ModelFolder
-    from ..students.plan import StudentPlan
+    pass
 
 log = logging.getLogger("ddpm_redistill")
 
 DEMO_CONFIG = Path(__file__).parent.parent / "builtin" / "demo.yaml"
 DEMO_IMAGES = 500
 DEMO_STEPS = 25
-
-
-@collector_off()
-def run_plan(arguments: Namespace) -> None:
-    from ..sources.latent_images import side_of
-    from ..sources.teacher import find_model
-    from ..students.decoder_memory import decoder_memory
-    from ..students.footprint import planned_memory, planned_report
-    from ..students.free_width import free_width
-    from ..students.plan import plan_student
-
-    budget = None if arguments.budget is None else parse_bytes(arguments.budget)
-    model = find_model(arguments.teacher)
-    if arguments.image_size is not None and arguments.image_size < 1:
-        raise UserError(f"image_size must be at least 1, not {arguments.image_size}")
-    model.say()
-    if arguments.batch_size is not None and (budget is not None or arguments.batch_size < 1):
-        apart = "--batch_size and --budget do not go together: a budget is of one image that is sampled"
-        raise UserError(apart if budget is not None else f"batch_size must be at least 1, not {arguments.batch_size}")
-    own_size = model.config.get("sample_size")
-    side = side_of(arguments.image_size, own_size, model.pixels_per_latent)
-    config = {**model.config, "sample_size": side}
-    if budget is None:
-        reduction: Any = 2 if arguments.reduction is None else arguments.reduction
-        options = {"red_placement": arguments.red_placement, "widen": arguments.widen}
-        plan = plan_student(config, StudentConfig(reduction=reduction, **options))
-        memory = planned_report(model.config, plan)
-        if model.autoencoder:
-            decoder = decoder_memory(model.autoencoder.config, plan.sample_size)
-            memory = {name: found | decoder for name, found in memory.items()}
-        peaks = {name: memory["student"][name] for name in ("tensor_peak", "tensor_peak_lean")}
-        free = None if plan.widens else free_width(model.config, plan, **peaks)
-        training = None if arguments.batch_size is None else training_memory(model, plan, arguments.batch_size)
-        if arguments.json:
-            result = {"plan": plan.to_dict(), "memory": memory, "free": free.to_dict() if free else None}
-            result |= {"training": training} if training else {}
-            print(json.dumps({"teacher": arguments.teacher, **result}, indent=2))
-        else:
-            print(plan)
-            print(memory_table(memory))
-            if free:
-                print(free_width_text(free))
-            if training:
-                print(training_text(training))
-        return
-    if arguments.widen is not None:
-        raise UserError("--widen and --budget do not go together: a budget is met by the smallest change")
-
-    from ..students.budget import plan_under_budget
-
-    narrowed = {"reduction": arguments.reduction, "red_placement": arguments.red_placement}
-    found = plan_under_budget(config, budget, arguments.budget_counts, **narrowed)
-    if arguments.json:
-        print(json.dumps({"teacher": arguments.teacher, **found.to_dict()}, indent=2))
-    else:
-        print(budget_text(found))
-        if found.plan:  # lean execution is in the lines above
-            print(found.plan)
-            profiles = planned_memory(model.config, found.plan)
-            print(memory_table({name: profile.to_dict() for name, profile in profiles.items()}))
-        if found.chosen:
-            size = None if arguments.image_size == own_size else arguments.image_size
-            print(budget_commands(arguments.teacher, size, found.chosen))
-    if not found.chosen:
-        print(f"ddpm-redistill: {nothing_fits(found)}", file=sys.stderr)
-        sys.exit(1)
-
-
-def training_memory(model: "ModelFolder", plan: "StudentPlan", batch_size: int) -> dict[str, int]:
-    """Bytes of an eager step of this plan with the default recipe, as JSON has them."""
-    from ..config import resolve
-    from ..sources.teacher import load_scheduler
-    from ..training.step_memory import distillation_memory
-
-    scheduler, loss = load_scheduler(model), resolve(DistillConfig()).loss
-    eager, checkpointed = (
-        distillation_memory(
-            *(model.config, scheduler, plan, loss),
-            TrainingConfig(batch_size=batch_size, gradient_checkpointing=checkpointing),
-        )
-        for checkpointing in (False, True)
-    )
-    peaks = {"tensor_peak": eager.peak, "tensor_peak_checkpointed": checkpointed.peak}
-    return {"batch_size": batch_size, "held": eager.held, **peaks}
 
 
 def run_teach(arguments: Namespace) -> None:

@@ -7,8 +7,9 @@ teacher was: ``reduction`` is the product, and ``teacher_strides`` say what of i
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..config import DEFAULT, RECIPES, StudentConfig
+from ..config import StudentConfig
 from ..errors import UserError
+from ..recipes import DEFAULT, RECIPES
 from .network import Resampling, base_config, is_student, resampling_table, widened
 
 REDUCTIONS = (2, 4, 8)

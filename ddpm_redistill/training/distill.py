@@ -8,8 +8,9 @@ from typing import Any
 
 from diffusers import DDPMScheduler
 
-from ..config import LOSS_TERMS, DistillConfig, TrainingConfig, resolve
+from ..config import LOSS_TERMS, DistillConfig, TrainingConfig
 from ..errors import UserError
+from ..recipes import resolve
 from ..sources.image_source import ImageSource
 from ..sources.images import open_images
 from ..sources.latent_images import side_of

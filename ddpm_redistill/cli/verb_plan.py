@@ -1,0 +1,115 @@
+"""What ``plan`` does: the student of a teacher and the memory of both, or the smallest change that fits a budget."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from ..config import DistillConfig, StudentConfig, TrainingConfig
+from ..errors import UserError
+from ..recipes import resolve
+from ..units import parse_bytes
+from .collector import collector_off
+from .text import budget_commands, budget_text, free_width_text, memory_table, nothing_fits, training_text
+
+if TYPE_CHECKING:
+    from ..sources.teacher import ModelFolder
+    from ..students.plan import StudentPlan
+
+
+@collector_off()
+def run_plan(arguments: Namespace) -> None:
+    from ..sources.latent_images import side_of
+    from ..sources.teacher import find_model
+
+    budget = None if arguments.budget is None else parse_bytes(arguments.budget)
+    model = find_model(arguments.teacher)
+    if arguments.image_size is not None and arguments.image_size < 1:
+        raise UserError(f"image_size must be at least 1, not {arguments.image_size}")
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, not {arguments.batch_size}")
+    for option in ("batch_size", "widen"):
+        if budget is not None and arguments[option] is not None:
+            what = {
+                "batch_size": "a budget is of one image that is sampled",
+                "widen": "a budget is met by the smallest change",
+            }[option]
+            raise UserError(f"--{option} and --budget do not go together: {what}")
+    model.say()
+    config = {**model.config}
+    config["sample_size"] = side_of(arguments.image_size, config.get("sample_size"), model.pixels_per_latent)
+    if budget is None:
+        plan_by_options(arguments, model, config)
+    else:
+        plan_by_budget(arguments, model, config, budget)
+
+
+def plan_by_options(arguments: Namespace, model: "ModelFolder", config: dict[str, Any]) -> None:
+    """``config``: the teacher's, of the size that is planned for."""
+    from ..students.decoder_memory import decoder_memory
+    from ..students.footprint import planned_report
+    from ..students.free_width import free_width
+    from ..students.plan import plan_student
+
+    reduction: Any = 2 if arguments.reduction is None else arguments.reduction
+    options = {"red_placement": arguments.red_placement, "widen": arguments.widen}
+    plan = plan_student(config, StudentConfig(reduction=reduction, **options))
+    memory = planned_report(model.config, plan)
+    if model.autoencoder:
+        decoder = decoder_memory(model.autoencoder.config, plan.sample_size)
+        memory = {name: found | decoder for name, found in memory.items()}
+    peaks = {name: memory["student"][name] for name in ("tensor_peak", "tensor_peak_lean")}
+    free = None if plan.widens else free_width(model.config, plan, **peaks)
+    training = None if arguments.batch_size is None else training_memory(model, plan, arguments.batch_size)
+    if arguments.json:
+        result = {"plan": plan.to_dict(), "memory": memory, "free": free.to_dict() if free else None}
+        result |= {"training": training} if training else {}
+        print(json.dumps({"teacher": arguments.teacher, **result}, indent=2))
+        return
+    print(plan)
+    print(memory_table(memory))
+    if free:
+        print(free_width_text(free))
+    if training:
+        print(training_text(training))
+
+
+def training_memory(model: "ModelFolder", plan: "StudentPlan", batch_size: int) -> dict[str, int]:
+    """Bytes of an eager step of this plan with the default recipe, as JSON has them."""
+    from ..sources.noise_schedule import noise_schedule
+    from ..training.step_memory import distillation_memory
+
+    scheduler, loss = noise_schedule(model.ref, model.scheduler), resolve(DistillConfig()).loss
+    eager, checkpointed = (
+        distillation_memory(
+            *(model.config, scheduler, plan, loss),
+            TrainingConfig(batch_size=batch_size, gradient_checkpointing=checkpointing),
+        )
+        for checkpointing in (False, True)
+    )
+    peaks = {"tensor_peak": eager.peak, "tensor_peak_checkpointed": checkpointed.peak}
+    return {"batch_size": batch_size, "held": eager.held, **peaks}
+
+
+def plan_by_budget(arguments: Namespace, model: "ModelFolder", config: dict[str, Any], budget: int) -> None:
+    """``budget``: bytes. Exits with 1 where nothing fits."""
+    from ..students.budget import plan_under_budget
+    from ..students.footprint import planned_memory
+
+    narrowed = {"reduction": arguments.reduction, "red_placement": arguments.red_placement}
+    found = plan_under_budget(config, budget, arguments.budget_counts, **narrowed)
+    if arguments.json:
+        print(json.dumps({"teacher": arguments.teacher, **found.to_dict()}, indent=2))
+    else:
+        print(budget_text(found))
+        if found.plan:  # lean execution is in the lines above
+            print(found.plan)
+            profiles = planned_memory(model.config, found.plan)
+            print(memory_table({name: profile.to_dict() for name, profile in profiles.items()}))
+        if found.chosen:
+            size = None if arguments.image_size == model.config.get("sample_size") else arguments.image_size
+            print(budget_commands(arguments.teacher, size, found.chosen))
+    if not found.chosen:
+        print(f"ddpm-redistill: {nothing_fits(found)}", file=sys.stderr)
+        sys.exit(1)
