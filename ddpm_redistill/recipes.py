@@ -1,4 +1,4 @@
-"""The recipes that are pinned by name, and what they make of the settings that a config leaves open. Imports no torch."""
+"""The recipes that are pinned by name, and what they make of the settings that a config leaves open. No torch here."""
 
 from dataclasses import asdict, replace
 from typing import Any

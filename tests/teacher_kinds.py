@@ -206,7 +206,7 @@ KINDS = [
         "the same, with `--image_size 8`, which plan, memory and distill take",
         unet={"sample_size": None},
         options=("--image_size", str(SIZE)),
-        words="makes images: its config has no sample_size",
+        words="makes no images: its config has no sample_size",
         refused=("sample", "evaluate"),
     ),
     Kind("weights of a compiled network (`_orig_mod.`)", then=prefixed("_orig_mod."), words="begin with _orig_mod., "),

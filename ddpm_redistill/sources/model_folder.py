@@ -125,7 +125,8 @@ def check_weights_file(model: ModelFolder) -> None:
     missing = next((path for path in model.weights if not path.is_file()), None)
     if missing is not None:
         raise UserError(
-            f"{model.ref} has its weights in {len(model.weights)} files, and {missing.name} is missing in {model.unet}"
+            f"{model.ref} has its weights in shards, and of their {len(model.weights)} {missing.name} is missing in"
+            f" {model.unet}"
         )
     if model.weights:
         return
