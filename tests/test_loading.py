@@ -109,7 +109,7 @@ def test_shards(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded"):
         load_teacher(str(folder))
     shards[2].unlink()
-    with pytest.raises(UserError, match=f"has its weights in {len(shards)} files, and {shards[2].name} is missing in"):
+    with pytest.raises(UserError, match=f"in shards, {len(shards)} by its index, and {shards[2].name} is missing in"):
         load_teacher(str(folder))
     assert find_model(str(folder)).config["sample_size"] == SIZE  # for a plan no weights are needed
 

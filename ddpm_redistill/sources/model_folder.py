@@ -125,8 +125,8 @@ def check_weights_file(model: ModelFolder) -> None:
     missing = next((path for path in model.weights if not path.is_file()), None)
     if missing is not None:
         raise UserError(
-            f"{model.ref} has its weights in shards, and of their {len(model.weights)} {missing.name} is missing in"
-            f" {model.unet}"
+            f"{model.ref} has its weights in shards, {len(model.weights)} by its index, and {missing.name} is missing"
+            f" in {model.unet}"
         )
     if model.weights:
         return
