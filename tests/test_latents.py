@@ -204,8 +204,7 @@ def test_what_is_wrong_with_an_autoencoder_is_one_line(
     weights = Path("vqvae") / "diffusion_pytorch_model.safetensors"
     missing = damaged(place, tmp_path / "missing")
     (missing / weights).unlink()
-    assert "the autoencoder of" in said(missing)
-    assert "has no weights" in said(missing)
+    assert "has no weights" in said(missing, "sample", "--output", str(tmp_path / "out"))
     linked = damaged(place, tmp_path / "linked")
     (linked / weights).unlink()
     (linked / weights).symlink_to(place / "VQModel" / weights)

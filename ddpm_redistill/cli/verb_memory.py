@@ -69,7 +69,7 @@ def memory_of_networks(arguments: Namespace) -> None:
         write_timeline_csv(folder / "timeline.csv", timelines)
         (folder / "timeline.png").write_bytes(timeline_picture(timelines))
     if arguments.json:
-        pixels = arguments.image_size or unets["model"].config.sample_size
+        pixels = arguments.image_size or unets["model"].config.sample_size * models["model"].pixels_per_latent
         settings = {"batch_size": arguments.batch_size, "image_size": pixels, "dtype": arguments.dtype}
         result = {"model": arguments.model, **settings, "memory": memory["model"]}
         if arguments.teacher is not None:

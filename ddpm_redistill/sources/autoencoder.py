@@ -41,8 +41,7 @@ def check_autoencoder(ref: str, folder: Path, config: Mapping[str, Any]) -> Auto
     """The autoencoder in ``folder``, of this config.
 
     Raises:
-        UserError: it is of no kind that is known, a value of its config is no autoencoder's, or its weights are not one
-            safetensors file.
+        UserError: it is of no kind that is known, or a value of its config is no autoencoder's.
     """
     name = config.get("_class_name")
     if name not in AUTOENCODERS:
@@ -60,8 +59,6 @@ def check_autoencoder(ref: str, folder: Path, config: Mapping[str, Any]) -> Auto
     found = AutoencoderFolder(ref, folder, dict(network.config))
     if found.config["in_channels"] != found.config["out_channels"]:
         raise UserError(f"the autoencoder of {ref} gives back images of other channels than it takes")
-    if not found.weights.is_file():
-        raise UserError(f"the autoencoder of {ref} has no weights: {found.weights.name} is missing in {folder}")
     return found
 
 
@@ -96,8 +93,12 @@ def load_autoencoder(found: AutoencoderFolder) -> Autoencoder:
     """Frozen, in eval mode and float32.
 
     Raises:
-        UserError: the weights are damaged, or not of this autoencoder.
+        UserError: the weights are not one safetensors file, damaged, or not of this autoencoder.
     """
+    if not found.weights.is_file():
+        raise UserError(
+            f"the autoencoder of {found.ref} has no weights: {found.weights.name} is missing in {found.folder}"
+        )
     kind = AUTOENCODERS[found.config["_class_name"]]
     try:
         with safe_open(found.weights, "pt") as file:  # reads and checks the header

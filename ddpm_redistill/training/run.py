@@ -109,8 +109,9 @@ class Run:
         named: dict[str, Any] = {**(classes.conditioning.index_entries if classes else {}), "vqvae": vqvae}
         sampler = RedDDPMPipeline(network, scheduler, compile=False, **named).set_scheduler("ddim")
         sampler.set_progress_bar_config(disable=True)
-        if config.training.sample_every and network.config.out_channels not in (1, 3):
-            log.info("sample grids show the first channels of %d, as grey or RGB", network.config.out_channels)
+        channels = sampler.image_shape[0]
+        if config.training.sample_every and channels not in (1, 3):
+            log.info("sample grids show the first channels of %d, as grey or RGB", channels)
         where = {"run": self.folder, "accelerator": self.accelerator, "resume": self.resume}
         train(network, objective_at, weights, draws, sampler, config.training, loss_modules=loss_modules, **where)
         written = self.folder.path / name
