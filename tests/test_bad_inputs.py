@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from bad_input_exports import export_rows, make_exports
-from bad_input_helpers import Row, make_place, rows
+from bad_input_files import make_place
+from bad_input_helpers import Row, rows
 
 from ddpm_redistill.cli import main
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bad_input_helpers import deep_png
+from bad_input_files import deep_png
 from image_helpers import noise, solid
 from PIL import Image
 
