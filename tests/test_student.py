@@ -40,7 +40,7 @@ REFUSED = {
     "learned variance": ({"out_channels": 2}, "1 channels in, 2 out.*no learned variance"),
     "size does not divide": ({"sample_size": 20}, "image size 20 does not divide by 8"),
     "rectangular": ({"sample_size": [16, 32]}, r"sample_size is \[16, 32\]"),
-    "no size": ({"sample_size": None}, "sample_size is None"),
+    "no size": ({"sample_size": None}, "has no sample_size: give --image_size"),
     "no network at all": ({"block_out_channels": (8, 8)}, "diffusers cannot build"),
     "groups do not divide": ({"norm_num_groups": 5}, "diffusers cannot build"),
 }

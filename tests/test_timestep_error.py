@@ -35,7 +35,7 @@ class Known:
 
     def __init__(self, clean: Tensor, prediction_type: str, error: float = 0.0) -> None:
         self.scheduler = DDIMScheduler(prediction_type=prediction_type)
-        self.config = SimpleNamespace(in_channels=1, sample_size=clean.shape[-1])
+        self.config, self.image_shape, self.vqvae = SimpleNamespace(), (1, *clean.shape[-2:]), None
         self.unet, self.device, self.dtype = self, torch.device("cpu"), torch.float32
         self.clean, self.error, self.inputs = clean, error, []
 
