@@ -1,7 +1,9 @@
 """The memory of a training step: predicted without data, measured on real ones, and what fits into a budget."""
 
+import importlib
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from ddpm_redistill.students.plan import plan_student
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.fit import fitted
 from ddpm_redistill.training.step_memory import Alone, StepMemory, distillation_memory
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+allocated_peak = importlib.import_module("training_memory").allocated_peak
 
 CPU = torch.device("cpu")
 TEACHER: dict[str, Any] = {
@@ -57,16 +62,6 @@ def test_predicted_is_measured(name: str, batch: int) -> None:
         assert predicted.held == pytest.approx(measured.held, rel=0.001)
         assert predicted.peak == pytest.approx(measured.peak, rel=0.03)
         assert predicted.peak == pytest.approx(allocated_peak(profiler), rel=0.05)
-
-
-def allocated_peak(profiler: torch.profiler.profile) -> int:
-    assert profiler.profiler is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
 
 
 def test_what_saves_memory() -> None:

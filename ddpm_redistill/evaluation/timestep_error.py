@@ -74,7 +74,10 @@ def error_by_timestep(
         if getattr(config, "num_class_embeds", None) is not None and name not in (labels or {}):
             raise UserError(f"{name} has classes, and there are no labels for it of these images")
 
+    clean = clean / 127.5 - 1 if clean.dtype == torch.uint8 else clean.float()
     vqvae = _common_autoencoder(pipelines)
+    if vqvae is not None:
+        clean = torch.cat([encode(vqvae, batch).cpu() for batch in clean.split(batch_size)])
 
     totals = {name: [0.0] * len(chosen_timesteps) for name in pipelines}
     passes = len(pipelines) * len(chosen_timesteps) * len(clean)
@@ -82,9 +85,6 @@ def error_by_timestep(
         for row, timestep in enumerate(chosen_timesteps):
             for start in range(0, len(clean), batch_size):
                 batch = clean[start : start + batch_size]
-                batch = batch / 127.5 - 1 if batch.dtype == torch.uint8 else batch.float()
-                if vqvae is not None:
-                    batch = encode(vqvae, batch).cpu()
                 indices = order[start : start + batch_size]
                 noise = torch.stack([_noise(batch.shape[1:], seed, index, timestep) for index in indices])
                 noisy = abar[timestep].sqrt() * batch + (1 - abar[timestep]).sqrt() * noise
