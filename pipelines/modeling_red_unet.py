@@ -19,7 +19,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from torch import nn
 
-from .red_block import RedAround, REDBlock
+from .edits import Edit, Width, edit_from_dict
 
 
 def travelling_code(path: Path) -> str:
@@ -48,17 +48,16 @@ class RedUNet2DModel(UNet2DModel):
     taken: ``UNet2DModel``, which would open a student with a warning and random layers, knows no such block.
 
     Args:
-        student_plan: ``StudentPlan.to_dict()``. Read here: ``reduction``, ``widen`` (absent: 1 everywhere),
-            ``red_norm``, ``red_start`` and the names of ``blocks``; the rest (which teacher layer each block was
-            matched to) is kept so that the folder says how it was made.
+        student_plan: ``StudentPlan.to_dict()``. Its ``edits`` are read here (``edits_of``); the rest is kept so that
+            the folder says how it was made.
 
     Raises:
-        ValueError: there is no plan, or its ``widen`` has not one factor for each level.
+        ValueError: there is no plan, or it has an edit that is none or that this network has no place for.
 
-    The changes, and nothing else: the stem takes stride r; the last log2(r) down-samplers and the mirrored
-    up-samplers keep their convolution and lose their stride; the head makes r*r values for each position and
-    lays them out as pixels; level i has ``widen[i]`` times the teacher's channels, the time embedding the
-    teacher's; the plan's RED blocks stand around the layers that it names.
+    The edits, and nothing else, are what distinguishes it: the stem takes stride r; the last log2(r) down-samplers and
+    the mirrored up-samplers keep their convolution and lose their stride; the head makes r*r values for each position
+    and lays them out as pixels; a widened level has so many times the teacher's channels, the time embedding the
+    teacher's; RED blocks stand around the layers that they name.
     """
 
     @register_to_config
@@ -96,9 +95,13 @@ class RedUNet2DModel(UNet2DModel):
     ):
         if not student_plan:
             raise ValueError("RedUNet2DModel needs a student_plan; a network without one is a UNet2DModel")
-        widen = student_plan.get("widen") or [1] * len(block_out_channels)
-        if len(widen) != len(block_out_channels):
-            raise ValueError(f"widen has {len(widen)} factors for {len(block_out_channels)} levels")
+        edits = edits_of(student_plan, len(block_out_channels))
+        widen = [1] * len(block_out_channels)
+        for edit in edits:
+            if isinstance(edit, Width):
+                if edit.level >= len(widen):
+                    raise ValueError(f"level {edit.level + 1} is to be widened, of {len(widen)}")
+                widen[edit.level] = edit.factor
         down_blocks = tuple(name.split(".")[-1] for name in down_block_types)
         up_blocks = tuple(name.split(".")[-1] for name in up_block_types)
         widths = [channels * factor for channels, factor in zip(block_out_channels, widen, strict=True)]
@@ -154,32 +157,8 @@ class RedUNet2DModel(UNet2DModel):
             if block_out_channels[i - 1] != block_out_channels[i] and widths[i - 1] == widths[i]:
                 self.down_blocks[i].resnets[0].conv_shortcut = nn.Conv2d(widths[i], widths[i], kernel_size=1)
 
-        reduction = student_plan["reduction"]
-        channels = widths[0]
-
-        # stem: kernel r + 1, so that every pixel is read at any stride (3x3 at r = 2, as in the paper)
-        self.conv_in = nn.Conv2d(in_channels, channels, reduction + 1, stride=reduction, padding=reduction // 2)
-
-        # the deepest log2(r) levels lose their stride, a down-sampler together with its mirrored up-sampler
-        moved = reduction.bit_length() - 1
-        strided = len(block_out_channels) - 1
-        for depth in range(moved):
-            remove_stride(self.down_blocks[strided - 1 - depth].downsamplers[0])
-            remove_stride(self.up_blocks[depth].upsamplers[0])
-
-        # head: the image grows back by r
-        self.conv_out = nn.Sequential(
-            nn.Conv2d(channels, out_channels * reduction**2, kernel_size=3, padding=1),
-            nn.PixelShuffle(reduction),
-        )
-
-        for block in student_plan["blocks"]:
-            path, side = block["name"].rsplit(".", 1)
-            layer = self.get_submodule(path)
-            if not isinstance(layer, RedAround):
-                layer = RedAround(layer)
-                self.set_submodule(path, layer)
-            setattr(layer, side, REDBlock(block["channels"], student_plan["red_norm"], student_plan["red_start"]))
+        for edit in edits:
+            edit.apply(self)
 
     @functools.wraps(UNet2DModel.save_pretrained)  # a pipeline looks for `variant` and others in the signature
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -190,13 +169,37 @@ class RedUNet2DModel(UNet2DModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def remove_stride(sampler: nn.Module) -> None:
-    """Make a diffusers down- or up-sampler, convolution or resnet, keep its resolution; weights keep their shape."""
-    if hasattr(sampler, "time_emb_proj"):  # ResnetBlock2D: its resampling has no weights
-        sampler.downsample = sampler.upsample = None
-    elif hasattr(sampler, "interpolate"):  # Upsample2D
-        sampler.interpolate = False
-    else:  # Downsample2D; padding 0 means "pad right and below", which is for stride 2 only
-        sampler.padding = 1
-        sampler.conv.stride = (1, 1)
-        sampler.conv.padding = (1, 1)
+def edits_of(student_plan: dict[str, Any], levels: int) -> list[Edit]:
+    """The edits of a saved plan; of an older one, which has no list of them, those that its fields stood for.
+
+    Args:
+        levels: of the UNet.
+
+    Raises:
+        ValueError: naming what is wrong.
+        LookupError, TypeError: an old plan lacks a field.
+    """
+    given = student_plan["edits"] if "edits" in student_plan else _edits_of_fields(student_plan, levels)
+    if not isinstance(given, (list, tuple)):
+        raise ValueError("edits is no list")
+    return [edit_from_dict(edit) for edit in given]
+
+
+def _edits_of_fields(plan: dict[str, Any], levels: int) -> list[dict[str, Any]]:
+    """As JSON has edits, what the fields of an older plan say."""
+    reduction, strided = plan["reduction"], levels - 1
+    widen = plan.get("widen") or [1] * levels
+    if len(widen) != levels:
+        raise ValueError(f"widen has {len(widen)} factors for {levels} levels")
+    edits = [{"edit": "width", "level": level, "factor": factor} for level, factor in enumerate(widen) if factor != 1]
+    edits.append({"edit": "stem", "path": "conv_in", "stride": reduction})
+    for depth in range(reduction.bit_length() - 1):
+        layers = (f"down_blocks.{strided - 1 - depth}.downsamplers.0", f"up_blocks.{depth}.upsamplers.0")
+        edits.append({"edit": "stride", "layers": layers})
+    edits.append({"edit": "head", "path": "conv_out", "factor": reduction})
+    for block in plan["blocks"]:
+        path, side = block["name"].rsplit(".", 1)
+        place = {"edit": "red", "path": path, "side": side, "norm": plan["red_norm"], "start": plan["red_start"]}
+        kept = ("channels", "resolution", "teacher_layer", "teacher_side", "teacher_channels")
+        edits.append({**place, **{key: block[key] for key in kept}})
+    return edits

@@ -1,5 +1,6 @@
 """What the tests of students share: images of a network's size, and whether RED blocks meet their teacher's maps."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def assert_blocks_meet(teacher: UNet2DModel, plan: StudentPlan, student: UNet2DM
         for block, tap, teacher_tap in zip(plan.blocks, mine, theirs, strict=True):
             assert own[tap].shape[1:] == (block.channels, block.resolution, block.resolution)
             assert matched[teacher_tap].shape[1:] == (block.teacher_channels, block.resolution, block.resolution)
-            assert block.teacher_resolution == block.resolution
+            assert block.resolution == block.resolution
 
 
 def step(teacher: UNet2DModel, reduction: Any = 2, **student: Any) -> tuple[StudentPlan, RedUNet2DModel]:
@@ -66,3 +67,15 @@ def base_of(student: UNet2DModel) -> dict[str, Any]:
     for key in ("down_block_types", "up_block_types"):
         config[key] = tuple(name.removeprefix("RedUNet2DModel.") for name in config[key])
     return config
+
+
+def old_plan(plan: StudentPlan) -> dict[str, Any]:
+    """The plan as it was written before there were edits."""
+    options = {name: value for name, value in asdict(plan.options).items() if name != "reduction"}
+    kept = ("channels", "resolution", "teacher_layer", "teacher_side", "teacher_channels")
+    blocks = [
+        {"name": block.name, "teacher_resolution": block.resolution, **{key: getattr(block, key) for key in kept}}
+        for block in plan.blocks
+    ]
+    fields = {**plan.to_dict(), **options, "widen": list(plan.widen), "blocks": blocks}
+    return {key: value for key, value in fields.items() if key not in ("family", "options", "edits")}

@@ -13,12 +13,12 @@ from ddpm_redistill import UserError
 from ddpm_redistill.cli import main
 from ddpm_redistill.core.memory import profile_memory
 from ddpm_redistill.core.peak import tensor_peak_within
+from ddpm_redistill.families.unet2d import network_on_meta
 from ddpm_redistill.pipelines.lean import LEAN_SETTINGS, lean_execution
 from ddpm_redistill.students import budget as budget_module
 from ddpm_redistill.students.budget import BudgetPlan, Candidate, plan_under_budget
 from ddpm_redistill.students.derive import derive_student
 from ddpm_redistill.students.footprint import unet_memory
-from ddpm_redistill.students.network import build_on_meta
 
 EXECUTIONS = (None, *LEAN_SETTINGS)
 THREE_LEVELS = {
@@ -59,7 +59,7 @@ def test_order(tiny_config: dict[str, Any], counts: Any, placement: str | None) 
 
 
 def test_a_teacher_that_fits_is_all_that_is_run(tiny_config: dict[str, Any], passes: list[str]) -> None:
-    peak = unet_memory(build_on_meta(tiny_config)).tensor_peak
+    peak = unet_memory(network_on_meta(tiny_config)).tensor_peak
     found = plan_under_budget(tiny_config, peak)
     assert (passes, found.plan, found.chosen) == (["UNet2DModel"], None, found.candidates[0])
     assert (found.candidates[0].activations, found.candidates[0].over) == (peak, 0)
@@ -70,7 +70,7 @@ def test_a_teacher_that_fits_is_all_that_is_run(tiny_config: dict[str, Any], pas
 
 
 def test_nothing_past_the_first_fit_is_run(tiny_config: dict[str, Any], passes: list[str]) -> None:
-    peak = unet_memory(build_on_meta(tiny_config)).tensor_peak
+    peak = unet_memory(network_on_meta(tiny_config)).tensor_peak
     found = plan_under_budget(tiny_config, peak // 3)
     assert found.chosen is found.candidates[-1]
     assert len(passes) == len(found.candidates)
@@ -78,7 +78,7 @@ def test_nothing_past_the_first_fit_is_run(tiny_config: dict[str, Any], passes: 
 
 
 def test_total_counts_the_weights(tiny_config: dict[str, Any]) -> None:
-    profile = unet_memory(build_on_meta(tiny_config))
+    profile = unet_memory(network_on_meta(tiny_config))
     total = profile.tensor_peak + profile.weights
     found = plan_under_budget(tiny_config, total, "total")
     assert found.chosen
@@ -158,7 +158,7 @@ def test_only_the_given_reduction_and_placement(tiny_config: dict[str, Any]) -> 
     assert found.chosen
     assert found.plan
     assert key(found.chosen) == (4, "outer", "float32", None)
-    assert (found.plan.reduction, found.plan.red_placement) == (4, "outer")
+    assert (found.plan.reduction, found.plan.options.red_placement) == (4, "outer")
     assert plan_under_budget(tiny_config, 10**9, reduction=1).plan is None
 
 

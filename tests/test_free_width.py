@@ -89,4 +89,4 @@ def test_in_a_line(widen: tuple[int, ...], lean: bool | None, text: str) -> None
 def test_plan_of_given_widths(capsys: pytest.CaptureFixture[str], teacher_folder: Path) -> None:
     main(["plan", str(teacher_folder), "--widen", "[1,1,1,2]", "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert (found["plan"]["widen"], found["free"]) == ([1, 1, 1, 2], None)
+    assert (found["plan"]["options"]["widen"], found["free"]) == ([1, 1, 1, 2], None)

@@ -17,6 +17,7 @@ from image_helpers import noise
 from PIL import Image
 from property_helpers import assert_one_line, examples, values
 from report_helpers import full_report
+from student_helpers import old_plan
 from training_helpers import UNET_WEIGHTS, make_images, make_tiny_teacher
 
 from ddpm_redistill.cli import build_parser
@@ -201,14 +202,22 @@ def test_weights_of_any_header(
         load_pipeline(str(folder))
 
 
-PLAN_KEYS = ["blocks", "widen", "reduction", "red_norm", "teacher_strides", "student_strides", "sample_size", "x"]
+PLAN_KEYS = ["family", "reduction", "teacher_strides", "student_strides", "sample_size", "options", "edits", "x"]
+OLD_PLAN_KEYS = [*PLAN_KEYS[1:5], "blocks", "widen", "red_norm", "x"]
 
 
 @examples(20)
-@given(changes=st.dictionaries(st.sampled_from(PLAN_KEYS), values, min_size=1))
-def test_plans_of_any_values(tiny_config: dict[str, Any], changes: dict[str, Any]) -> None:
+@given(data=st.data(), old=st.booleans())
+def test_plans_of_any_values(tiny_config: dict[str, Any], data: st.DataObject, old: bool) -> None:
     """A student's config holds its plan; ``memory`` builds the network from it, ``plan`` plans from there."""
-    plan = {**plan_student(tiny_config).to_dict(), **changes}
+    plan = plan_student(tiny_config)
+    keys = st.sampled_from(OLD_PLAN_KEYS if old else PLAN_KEYS)
+    plan = {**(old_plan(plan) if old else plan.to_dict()), **data.draw(st.dictionaries(keys, values, min_size=1))}
+    if not old and data.draw(st.booleans()):
+        plan = {
+            **plan_student(tiny_config).to_dict(),
+            "edits": spoil(plan_student(tiny_config).to_dict()["edits"], data.draw),
+        }
     config = {**tiny_config, "_class_name": "RedUNet2DModel", "student_plan": plan}
     for use in (network_of, plan_student):
         with only_user_errors():

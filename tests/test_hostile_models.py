@@ -16,9 +16,18 @@ import torch
 from image_helpers import message
 from PIL import Image
 from report_helpers import Page, full_report
+from student_helpers import old_plan
 from training_helpers import UNET_WEIGHTS, make_images, make_tiny_teacher
 
-from ddpm_redistill import RedDDPMPipeline, UserError, derive_student, load_pipeline, load_teacher, plan_student
+from ddpm_redistill import (
+    RedDDPMPipeline,
+    StudentPlan,
+    UserError,
+    derive_student,
+    load_pipeline,
+    load_teacher,
+    plan_student,
+)
 from ddpm_redistill.cli import main
 from ddpm_redistill.evaluation.extractors import choose_extractor
 from ddpm_redistill.evaluation.pages.compare_page import write_comparison
@@ -215,10 +224,10 @@ def test_a_students_code_is_the_packages(plain, marker, tmp_path) -> None:
 
 SPOILT_PLANS: list[tuple[dict[str, Any], str]] = [
     ({"widen": [1, 1, 1, 2]}, "widened: give the teacher that it was made from"),
-    ({"widen": "ab"}, "not a student plan: widen is"),
-    ({"reduction": 2**40}, "not a student plan: reduction is"),
-    ({"teacher_strides": [0, 2, 2, 2]}, "not a student plan: teacher_strides is"),
-    ({"teacher_strides": [4, 2, 1, 1]}, "not a student plan: reduction is 2, of a teacher of 4"),
+    ({"widen": "ab"}, "not a student plan: widen has 2 factors for 4 levels"),
+    ({"reduction": 2**40}, "not a student plan: "),
+    ({"teacher_strides": [0, 2, 2, 2]}, "not a student plan"),
+    ({"teacher_strides": [4, 2, 1, 1]}, "not a student plan: "),
     ({"sample_size": None}, "not a student plan: sample_size is"),
     ({"blocks": None}, "not a student plan"),
     ({"blocks": [{"name": "conv_in.red_out"}]}, "not a student plan"),
@@ -233,7 +242,10 @@ def test_a_students_plan_that_is_none(spoil, words, plain, tmp_path, capsys) -> 
     student = derive_student(teacher.unet, plan_student(dict(teacher.unet.config)))
     RedDDPMPipeline(student, teacher.scheduler).save_pretrained(folder)
     config = json.loads((folder / "unet" / "config.json").read_text())
-    edit(folder / "unet" / "config.json", student_plan={**config["student_plan"], **spoil})
+    edit(
+        folder / "unet" / "config.json",
+        student_plan={**old_plan(StudentPlan.from_dict(config["student_plan"])), **spoil},
+    )
     before = snapshot(tmp_path)
     for argv in (["plan", str(folder)], ["distill", "--teacher", str(folder), "--output_dir", str(tmp_path / "run")]):
         with pytest.raises(SystemExit) as ended:

@@ -136,7 +136,7 @@ def test_the_clip_of_the_teachers_scheduler_is_the_one_that_counts(networks) -> 
                 lambda noisy, timesteps, labels: SimpleNamespace(sample=torch.full_like(noisy, value)), batch
             )
 
-    assert plan.prediction_type == "sample"
+    assert plan.options.prediction_type == "sample"
     assert parts_of(True, True, -3.0)["task"] == 0
     assert parts_of(True, True, -0.9)["task"] > 0
     for clip_sample, clips in ((True, False), (False, True), (False, False)):

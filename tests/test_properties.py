@@ -146,7 +146,7 @@ def test_a_config_is_the_same_after_yaml_and_json(config: DistillConfig) -> None
     assert rebuilt(yaml.safe_load(settings_text(resolved))) == resolved
 
 
-@pytest.mark.parametrize("missing", ["blocks", "teacher_strides", "reduction"])
+@pytest.mark.parametrize("missing", ["options", "teacher_strides", "reduction", "family"])
 def test_a_plan_without_a_part_is_named(missing: str, tiny_config: dict[str, Any]) -> None:
     plan = plan_student(tiny_config).to_dict()
     del plan[missing]
@@ -154,7 +154,36 @@ def test_a_plan_without_a_part_is_named(missing: str, tiny_config: dict[str, Any
         StudentPlan.from_dict(plan)
 
 
-@pytest.mark.parametrize(("name", "value"), [("reduction", None), ("reduction", 3), ("red_norm", "x"), ("start", [])])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("reduction", None), ("reduction", 3), ("family", "x"), ("student_strides", [4, 2, 1, 1]), ("sample_size", 0)],
+)
 def test_a_plan_of_another_value_is_named(name: str, value: Any, tiny_config: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"not a student plan: {name} is "):
+    words = "reduction is 2, of strides" if name == "student_strides" else f"{name} is "
+    with pytest.raises(UserError, match=f"not a student plan: {words}"):
         StudentPlan.from_dict({**plan_student(tiny_config).to_dict(), name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("reduction", 3), ("red_norm", "x"), ("start", []), ("x", 1)])
+def test_an_option_of_another_value_is_named(name: str, value: Any, tiny_config: dict[str, Any]) -> None:
+    plan = plan_student(tiny_config).to_dict()
+    with pytest.raises(UserError, match=f"not a student plan: .*{name}"):
+        StudentPlan.from_dict({**plan, "options": {**plan["options"], name: value}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("red", {"norm": "x"}, "in an edit of kind red norm is 'x'"),
+        ("red", {"channels": 2.5}, "channels is 2.5"),
+        ("red", {"more": 1}, "has an unknown more"),
+        ("stem", {"stride": -1}, "stride is -1"),
+        ("stem", {"edit": "cut"}, "is no edit: its kind must be one of"),
+        ("stride", {"layers": "down_blocks"}, "layers is 'down_blocks'"),
+    ],
+)
+def test_an_edit_of_another_value_is_named(kind: str, change: Any, words: str, tiny_config: dict[str, Any]) -> None:
+    plan = plan_student(tiny_config).to_dict()
+    edits = [{**edit, **change} if edit["edit"] == kind else edit for edit in plan["edits"]]
+    with pytest.raises(UserError, match=f"not a student plan: .*{words}"):
+        StudentPlan.from_dict({**plan, "edits": edits})

@@ -17,6 +17,7 @@ from ddpm_redistill import UserError
 from ddpm_redistill.cli import main
 from ddpm_redistill.evaluation import evaluate as evaluation
 from ddpm_redistill.pipelines.modeling_red_unet import CODE_NAME
+from ddpm_redistill.plan_facts import plan_facts
 from ddpm_redistill.sharing.card import renew_card, write_card
 from ddpm_redistill.sharing.markdown import figure, mib, number
 
@@ -59,9 +60,13 @@ def test_every_number_is_the_reports(student: Path) -> None:
         known |= numbers_in(str(value))
     memory = report["memory"]
     known |= {f"{memory['teacher'][k] / v:.2f}" for k, v in memory["student"].items() if figure(v) and k != "lean"}
-    known |= {str(len(report["plan"]["blocks"]))}
+    known |= {str(len(plan_facts(report["plan"])["blocks"]))}
     plan = json.loads((student / "unet" / "config.json").read_text())
-    known |= {"16", "1", str(len(plan["student_plan"]["blocks"]))}  # of the network itself: its images and its blocks
+    known |= {
+        "16",
+        "1",
+        str(len(plan_facts(plan["student_plan"])["blocks"])),
+    }  # of the network itself: its images and its blocks
     found = numbers_in(re.sub(r"(\d)x\b", r"\1", words))
     assert len(found) > 40
     assert found - known == set()

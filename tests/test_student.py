@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from ddpm_redistill import RedUNet2DModel, StudentConfig, StudentPlan, UserError
 from ddpm_redistill.core.memory import profile_memory
+from ddpm_redistill.families.unet2d import network_on_meta
 from ddpm_redistill.students.derive import build_student, derive_student
 from ddpm_redistill.students.footprint import planned_memory
-from ddpm_redistill.students.network import build_on_meta
 from ddpm_redistill.students.plan import plan_student
 
 CIFAR10_BLOCKS = [
@@ -85,7 +85,7 @@ def test_reductions_on_the_built_network(
     assert len(plan.blocks) == blocks
     with torch.device("meta"):
         student = build_student(config, plan)
-    assert_blocks_meet(build_on_meta(config), plan, student, image(config, "meta", batch=1))
+    assert_blocks_meet(network_on_meta(config), plan, student, image(config, "meta", batch=1))
 
 
 def test_plan_says_itself_and_survives_json(cifar10_config: dict[str, Any]) -> None:

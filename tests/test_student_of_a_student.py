@@ -12,11 +12,11 @@ from student_helpers import assert_blocks_meet, base_of, equal_states, half_of, 
 
 from ddpm_redistill import RedUNet2DModel, StudentConfig, StudentPlan, UserError
 from ddpm_redistill.core.taps import Tap, reading
+from ddpm_redistill.families.unet2d import resampling_table
 from ddpm_redistill.pipelines.red_block import REDBlock
 from ddpm_redistill.students.budget import plan_under_budget
 from ddpm_redistill.students.derive import derive_student, student_on_meta
 from ddpm_redistill.students.footprint import planned_memory, unet_memory
-from ddpm_redistill.students.network import resampling_table
 from ddpm_redistill.students.plan import plan_student
 
 FIVE_LEVELS = {
@@ -33,7 +33,7 @@ def half(tiny_config: dict[str, Any]) -> UNet2DModel:
 
 
 def paths(plan: StudentPlan) -> list[tuple]:
-    return [(block.name, block.channels, block.resolution, block.teacher_resolution) for block in plan.blocks]
+    return [(block.name, block.channels, block.resolution, block.resolution) for block in plan.blocks]
 
 
 # --- the plan

@@ -35,7 +35,7 @@ def test_every_layer_that_both_have(half: UNet2DModel, placement: Any) -> None:
 @pytest.mark.parametrize(("changes", "inherits"), [({}, True), ({"red_norm": "group"}, False)])
 def test_red_blocks_of_the_same_place_and_kind(half: UNet2DModel, changes: dict[str, Any], inherits: bool) -> None:
     plan, student = step(half, **changes)
-    theirs, start = half.state_dict(), REDBlock(8, plan.red_norm, plan.red_start).state_dict()
+    theirs, start = half.state_dict(), REDBlock(8, plan.options.red_norm, plan.options.red_start).state_dict()
     assert len(plan.blocks) == 6
     for name, value in student.state_dict().items():
         if ".red_" in name:

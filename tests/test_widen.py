@@ -1,20 +1,23 @@
 """Widened students: their shapes, that they open as they were saved, and that they start as the unwidened one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DModel
+from student_helpers import old_plan
 from torch import nn
 
 from ddpm_redistill import RedUNet2DModel, StudentConfig, StudentPlan, UserError
 from ddpm_redistill.core.taps import Tap, reading
+from ddpm_redistill.families.unet2d_widening import _Widening
+from ddpm_redistill.pipelines.edits import Width
 from ddpm_redistill.students.derive import build_student, derive_student
 from ddpm_redistill.students.footprint import network_of, unet_memory
 from ddpm_redistill.students.plan import plan_student
-from ddpm_redistill.students.widen import _Widening
 
 
 def random_teacher(config: dict[str, Any]) -> UNet2DModel:
@@ -101,7 +104,7 @@ def test_shapes_and_opening(
     student.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["block_out_channels"] == [8, 8, 16, 16]
-    assert config["student_plan"]["widen"] == widen
+    assert config["student_plan"]["options"]["widen"] == widen
     opened = [RedUNet2DModel.from_pretrained(tmp_path).eval(), build_student(config, plan).eval()]
     opened[1].load_state_dict(student.state_dict())
     for unet in opened:
@@ -115,8 +118,8 @@ def test_no_widening_is_the_student_as_it_was(tiny_config: dict[str, Any], widen
     assert plan == plan_student(tiny_config)
     assert not plan.widens
     assert "channels [" not in str(plan)
-    older = {key: value for key, value in plan.to_dict().items() if key != "widen"}
-    assert StudentPlan.from_dict(older) == plan
+    older = {key: value for key, value in old_plan(plan).items() if key != "widen"}
+    assert StudentPlan.from_dict(older) == StudentPlan.from_dict(old_plan(plan)) == plan
     shapes = [
         {name: value.shape for name, value in RedUNet2DModel(**tiny_config, student_plan=made).state_dict().items()}
         for made in (older, plan.to_dict())
@@ -143,9 +146,12 @@ def test_refused_factors(tiny_config: dict[str, Any], widen: list[int]) -> None:
 
 
 def test_a_plan_with_factors_of_another_depth(tiny_config: dict[str, Any]) -> None:
-    plan = plan_student(tiny_config).to_dict()
-    with pytest.raises(UserError, match="does not fit this teacher: widen has 2 factors for 4 levels"):
-        build_student(tiny_config, StudentPlan.from_dict({**plan, "widen": [1, 2]}))
+    plan = plan_student(tiny_config)
+    with pytest.raises(UserError, match="not a student plan: widen has 2 factors for 4 levels"):
+        StudentPlan.from_dict({**old_plan(plan), "widen": [1, 2]})
+    wide = replace(plan, edits=(Width(level=4, factor=2), *plan.edits))
+    with pytest.raises(UserError, match="does not fit this teacher: level 5 is to be widened, of 4"):
+        build_student(tiny_config, wide)
 
 
 # --- the start

@@ -42,11 +42,8 @@ class _OnMeta(PeakTracker):
     _result = staticmethod(as_on_cpu)
 
 
-def tensor_peak_within(
-    module: nn.Module, sample: Tensor, timestep: int, limit: float, labels: Tensor | None = None
-) -> tuple[int, bool]:
-    """``profile_memory(module, sample, timestep, labels).tensor_peak`` and True, or a lower bound above ``limit`` and
-    False.
+def tensor_peak_within(module: nn.Module, inputs: tuple[Any, ...], limit: float) -> tuple[int, bool]:
+    """``profile_memory(module, *inputs).tensor_peak`` and True, or a lower bound above ``limit`` and False.
 
     On the meta device (``meta.py``), without the other figures of a profile, and stopped by the first operation after
     which more than ``limit`` bytes are alive: a network that is far too large is seen to be in its first layers.
@@ -54,15 +51,15 @@ def tensor_peak_within(
     Args:
         module: a network in eval mode that chooses no device itself, with weights or on the meta device; it is not
             changed.
-        sample: (B, C, H, W), of which shape and dtype are read; labels: (B,) of a network with classes.
+        inputs: arguments of its forward; of tensors shape and dtype are read.
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     state = {name: without_data(t, "meta") for name, t in state.items()}
-    inputs = [without_data(tensor, "meta") for tensor in (sample, labels) if tensor is not None]
-    tracker = _OnMeta([*state.values(), *inputs], limit)
+    inputs = tuple(without_data(given, "meta") if isinstance(given, Tensor) else given for given in inputs)
+    tracker = _OnMeta([*state.values(), *tensors_in(inputs)], limit)
     try:
         with torch.no_grad(), meta_as_cpu(tracker):
-            functional_call(module, state, (inputs[0], timestep, *inputs[1:]))
+            functional_call(module, state, inputs)
     except _PastLimit:
         return tracker.peak_bytes, False
     return tracker.peak_bytes, True

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..core.timeline import TimelinePoint
 from ..files import write_aside
+from ..plan_facts import plan_facts
 from .pages import quality as q
 from .pages import sections as s
 from .pages import template as h
@@ -72,6 +73,7 @@ def _page(
     by_class: bool,
 ) -> str:
     distances, memory, speed, plan = (part(report, key) for key in ("distances", "memory", "speed", "plan"))
+    plan = plan_facts(plan)
     searched = part(report, "provenance").get("num_data_images")
     compared = any(part(values, "teacher") for values in (memory, speed)) or "teacher_to_data" in distances
     return h.page(

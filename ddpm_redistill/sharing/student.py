@@ -9,6 +9,7 @@ import yaml
 
 from ..errors import UserError
 from ..pipelines.conditioning import Conditioning, conditioning_of
+from ..plan_facts import plan_facts
 from ..sources.folder_files import read_json
 from ..sources.image_files import one_line
 from ..sources.model_folder import ModelFolder, check_weights_file, find_model
@@ -35,7 +36,7 @@ class Student:
 
     @property
     def plan(self) -> dict[str, Any]:
-        return dict(self.model.config["student_plan"])
+        return plan_facts(dict(self.model.config["student_plan"]))
 
     @property
     def conditioning(self) -> Conditioning | None:

@@ -13,10 +13,9 @@ from torch import nn
 from ..config import StudentConfig
 from ..core.peak import tensor_peak_within
 from ..errors import UserError
+from ..families.registry import family_of
 from ..pipelines.lean import LEAN_SETTINGS, lean_execution
 from .derive import student_on_meta
-from .footprint import labels_on_meta
-from .network import build_on_meta
 from .plan import StudentPlan, plan_student, teacher_table
 
 Counts = Literal["activations", "total"]
@@ -168,14 +167,12 @@ class _Network:
         room = (budget if limit is None else limit) - counted if lean else float("inf")
         peak, exact = 0, False
         if room >= 0:
-            size = unet.config.sample_size
-            size = size if isinstance(size, int) else size[0]
-            sample = torch.empty(1, unet.config.in_channels, size, size, device="meta", dtype=dtype)
+            inputs = family_of(unet.config)[1].with_input(unet, 1, None, dtype)[1]
             with lean_execution(unet, lean) if lean else nullcontext():
-                peak, exact = tensor_peak_within(unet, sample, 0, room, labels_on_meta(unet, 1))
+                peak, exact = tensor_peak_within(unet, inputs, room)
         return Candidate(
             reduction=self.plan.options.reduction if self.plan else 1,
-            red_placement=self.plan.red_placement if self.plan else None,
+            red_placement=self.plan.options.red_placement if self.plan else None,
             dtype=str(dtype).removeprefix("torch."),
             lean=lean,
             activations=peak,
@@ -188,7 +185,7 @@ class _Network:
 def _network(teacher_config: dict[str, Any], reduction: int, red_placement: str | None) -> _Network:
     """The network of a reduction, 1 for the teacher itself; of a placement left open the default recipe's."""
     if reduction == 1:
-        return _Network(None, {torch.float32: build_on_meta(teacher_config)})
+        return _Network(None, {torch.float32: family_of(teacher_config)[1].network_on_meta(teacher_config)})
     options = cast(dict[str, Any], {"reduction": reduction, "red_placement": red_placement})
     plan = plan_student(teacher_config, StudentConfig(**options))
     return _Network(plan, {torch.float32: student_on_meta(teacher_config, plan)})

@@ -11,13 +11,13 @@ from ..pipelines.latents import AUTOENCODERS, Autoencoder
 
 
 class _Decoder(nn.Module):
-    """The decoding half of an autoencoder, with the call of a network: ``tensor_peak_within`` passes a timestep."""
+    """The decoding half of an autoencoder, as a module of its own."""
 
     def __init__(self, autoencoder: Autoencoder):
         super().__init__()
         self.autoencoder: Any = autoencoder
 
-    def forward(self, latents: Tensor, timestep: int) -> Tensor:
+    def forward(self, latents: Tensor) -> Tensor:
         return self.autoencoder.decode(latents).sample
 
 
@@ -32,6 +32,6 @@ def decoder_memory(config: Mapping[str, Any], side: int) -> dict[str, int]:
     with torch.device("meta"):
         autoencoder = AUTOENCODERS[config["_class_name"]].from_config(dict(config)).eval()
     latents = torch.empty(1, config["latent_channels"], side, side, device="meta")
-    peak, _ = tensor_peak_within(_Decoder(autoencoder), latents, 0, float("inf"))
+    peak, _ = tensor_peak_within(_Decoder(autoencoder), (latents,), float("inf"))
     weights = sum(value.nbytes for value in autoencoder.state_dict().values())
     return {"decoder_peak": peak, "autoencoder_weights": weights}

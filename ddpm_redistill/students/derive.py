@@ -2,74 +2,81 @@
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.resampling import Resampling
 from ..errors import UserError
-from ..pipelines.modeling_red_unet import RedUNet2DModel
+from ..families.registry import family_of
+from ..pipelines.edits import Head, Stem
 from ..pipelines.seeds import seeded_generator
-from .network import Resampling
 from .plan import StudentPlan, own_table, plan_student, teacher_table
-from .widen import widened_state
+from .rule import strides_of
 
 RED_BLOCK = re.compile(r".+\.red_(in|out)(?=\.)")
 """Of a tensor's name, the path of the RED block that it belongs to."""
 
 
-def derive_student(teacher: UNet2DModel, plan: StudentPlan, *, seed: int = 0) -> RedUNet2DModel:
+def derive_student(teacher: nn.Module, plan: StudentPlan, *, seed: int = 0) -> nn.Module:
     """The planned student of a teacher, in eval mode; random values (a random start, RED blocks) come from ``seed``.
 
-    With ``plan.start == "teacher"`` every layer that both networks have starts from the teacher's weights, and
-    stem and head from a mapping of them (``warm_start``); a widened student from the unwidened one (``widen.py``).
+    With ``plan.options.start == "teacher"`` every layer that both networks have starts from the teacher's weights, and
+    stem and head from a mapping of them (``warm_start``); a widened student from the unwidened one.
 
     Raises:
         UserError: the plan is not of this teacher, or its attention heads cannot be widened so.
     """
+    config = dict(cast(Any, teacher).config)
     with torch.random.fork_rng():
         torch.manual_seed(seeded_generator(seed, "student").initial_seed())
-        student = build_student(dict(teacher.config), plan)
-    _check_layers(teacher, plan)
-    if plan.start == "teacher" and plan.widens:
-        config = {**teacher.config, "sample_size": plan.sample_size}
+        student = build_student(config, plan)
+    config["sample_size"] = plan.sample_size
+    _check_layers(config, plan)
+    if plan.options.start == "teacher" and plan.widens:
         narrow = derive_student(teacher, plan_student(config, replace(plan.options, widen=None)), seed=seed)
         generator = seeded_generator(seed, "widening")
-        student.load_state_dict(widened_state(narrow, student, plan.widen, generator))
-    elif plan.start == "teacher":
+        widened = family_of(config)[1].widened_state(narrow, student, plan.widen, generator)
+        student.load_state_dict(widened)
+    elif plan.options.start == "teacher":
         student.load_state_dict(warm_start(teacher.state_dict(), student.state_dict(), plan))
-        if plan.head_start == "zero":
-            for parameter in student.conv_out.parameters():
-                nn.init.zeros_(parameter)
+        if plan.options.head_start == "zero":
+            for head in [edit for edit in plan.edits if isinstance(edit, Head)]:
+                for parameter in student.get_submodule(head.path).parameters():
+                    nn.init.zeros_(parameter)
     return student.eval()
 
 
-def build_student(teacher_config: dict[str, Any], plan: StudentPlan) -> RedUNet2DModel:
-    """The student's architecture from its teacher's config, freshly initialised (on the current default device)."""
-    config = {key: value for key, value in teacher_config.items() if not key.startswith("_")}
-    try:
-        return RedUNet2DModel(**{**config, "sample_size": plan.sample_size, "student_plan": plan.to_dict()})
-    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"the plan does not fit this teacher: {error}") from error
+def build_student(teacher_config: dict[str, Any], plan: StudentPlan) -> nn.Module:
+    """The student's architecture from its teacher's config, freshly initialised (on the current default device).
+
+    Raises:
+        UserError: the plan does not fit this teacher.
+    """
+    return family_of(teacher_config)[1].build_student(teacher_config, plan.sample_size, plan.to_dict())
 
 
-def _check_layers(teacher: UNet2DModel, plan: StudentPlan) -> None:
+def student_on_meta(teacher_config: dict[str, Any], plan: StudentPlan) -> nn.Module:
+    """``build_student`` without memory for its weights, in eval mode. Raises UserError as that."""
+    with torch.device("meta"):
+        return build_student(teacher_config, plan).eval()
+
+
+def _check_layers(config: dict[str, Any], plan: StudentPlan) -> None:
     """Raises UserError when the teacher's strides are not the plan's, or a RED block has not the channels of the layer
     that it stands around, or is matched to."""
-    config = {**teacher.config, "sample_size": plan.sample_size}
     table = teacher_table(config)
-    strides = tuple(row.stride for row in table if row.kind in ("stem", "down"))
+    strides = strides_of(table)
     if strides != plan.teacher_strides:
         raise UserError(
             f"the plan does not fit this teacher: it is of strides {list(plan.teacher_strides)}, not {list(strides)}"
         )
     theirs, own = _channels(table), _channels(own_table(config, table, plan.widen))
     for block in plan.blocks:
-        path, side = block.name.rsplit(".", 1)
         for channels, layer, end, planned in (
-            (own, path, int(side == "red_out"), block.channels),
+            (own, block.path, int(block.side == "red_out"), block.channels),
             (theirs, block.teacher_layer, int(block.teacher_side == "output"), block.teacher_channels),
         ):
             if channels.get((layer, end)) != planned:
@@ -84,40 +91,36 @@ def _channels(table: list[Resampling]) -> dict[tuple[str, int], int]:
     return {(layer, end): row.channels[end] for row in table for end, layer in enumerate((row.reads, row.path))}
 
 
-def student_on_meta(teacher_config: dict[str, Any], plan: StudentPlan) -> RedUNet2DModel:
-    """``build_student`` without memory for its weights, in eval mode. Raises UserError as that."""
-    with torch.device("meta"):
-        return build_student(teacher_config, plan).eval()
-
-
 def warm_start(
     teacher: dict[str, torch.Tensor], student: dict[str, torch.Tensor], plan: StudentPlan
 ) -> dict[str, torch.Tensor]:
     """The student's state dict with all that the teacher can give.
 
-    Stem: the teacher's kernel smoothed by a box (itself from none to 2), so that a strided position averages what the
-    teacher's stem says around it. Head: the teacher's kernel for each of the pixels that a position is laid out to. A
-    RED block starts from the teacher's of the same name where that is a student with the same kind of block there (the
-    layers behind it were trained with it), and keeps its own start elsewhere.
+    Stem: the teacher's kernel smoothed by a box (itself where the kernel has not grown), so that a strided position
+    averages what the teacher's stem says around it. Head: the teacher's kernel for each of the pixels that a position
+    is laid out to. A RED block starts from the teacher's of the same name where that is a student with the same kind of
+    block there (the layers behind it were trained with it), and keeps its own start elsewhere.
 
     Raises:
         UserError: a layer of the student that should have a counterpart has none.
     """
-    state, before = dict(student), plan.teacher_strides[0]
+    state, before = dict(student), plan.reduction // plan.options.reduction
+    stems = {f"{edit.path}.weight" for edit in plan.edits if isinstance(edit, Stem)}
+    heads = tuple(f"{edit.path}." for edit in plan.edits if isinstance(edit, Head))
     given_red = _red_blocks(teacher)
     same_red = {name for name, shapes in _red_blocks(student).items() if given_red.get(name) == shapes}
-    given_layers = {plain_name(name): value for name, value in teacher.items()}
+    given_layers = {plain_name(name, heads): value for name, value in teacher.items()}
     for name, value in student.items():
         if _red_block(name):
             state[name] = teacher[name].clone() if _red_block(name) in same_red else value
             continue
-        source = plain_name(name)
+        source = plain_name(name, heads)
         if source not in given_layers:
             raise UserError(f"student layer {name} has no teacher layer {source} to start from")
         given = given_layers[source]
-        if source == "conv_in.weight":
+        if source in stems:
             given = widen_stem(given, value.shape[-1])
-        elif source.startswith("conv_out."):
+        elif source.startswith(heads):
             given = widen_head(given, before, plan.reduction // before)
         if given.shape != value.shape:
             raise UserError(f"student layer {name} is {tuple(value.shape)}, teacher's {source} {tuple(given.shape)}")
@@ -140,9 +143,12 @@ def widen_head(values: torch.Tensor, before: int, step: int) -> torch.Tensor:
     return pixels.repeat(1, step, step, *[1] * (values.ndim - 1)).flatten(0, 2)
 
 
-def plain_name(name: str) -> str:
+def plain_name(name: str, heads: tuple[str, ...]) -> str:
     """A tensor's name in the network without the wrappers that RED blocks and the head add."""
-    return name.replace(".layer.", ".").replace("conv_out.0.", "conv_out.")
+    name = name.replace(".layer.", ".")
+    for head in heads:
+        name = name.replace(f"{head}0.", head)
+    return name
 
 
 def _red_block(name: str) -> str | None:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from diffusers import UNet2DModel
+from torch import nn
 
 from .derive import student_on_meta
 from .footprint import MOST_SAVING, unet_peak
@@ -62,13 +62,17 @@ def free_width(
         _, lean = unet_peak(found, lean=MOST_SAVING, limit=tensor_peak_lean)
     return FreeWidth(
         widen=found_plan.widen,
-        parameters=found.num_parameters(),
-        parameters_before=before.num_parameters(),
+        parameters=_parameters(found),
+        parameters_before=_parameters(before),
         weights=_weights(found),
         weights_before=_weights(before),
         lean=lean,
     )
 
 
-def _weights(unet: UNet2DModel) -> int:
-    return sum(tensor.nbytes for tensor in unet.state_dict().values())
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _weights(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in network.state_dict().values())

@@ -8,9 +8,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..config import StudentConfig
+from ..core.resampling import Resampling
 from ..errors import UserError
+from ..families.registry import FAMILIES, family_of
+from ..pipelines.edits import Edit, Red, Width, edit_to_dict
+from ..pipelines.modeling_red_unet import edits_of
 from ..recipes import DEFAULT, RECIPES
-from .network import Resampling, base_config, is_student, resampling_table, widened
+from .rule import DOWN, red_edits, stride_edits, strides_of, without_stride
 
 REDUCTIONS = (2, 4, 8)
 """Of a student in all, whatever its teacher is."""
@@ -19,95 +23,110 @@ LARGEST_FACTOR = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class RedPlacement:
-    """One RED block: its module path in the student, and the side of the teacher's layer that it is matched to."""
-
-    name: str
-    channels: int
-    resolution: int
-    teacher_layer: str
-    teacher_side: str
-    teacher_channels: int
-    teacher_resolution: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class StudentPlan:
     """All that distinguishes a student from its teacher, and what each of its RED blocks is aligned with.
 
-    ``reduction`` is of all feature maps, an image's pixels a side over those of the first map's; ``teacher_strides``
-    begin with the teacher's own, 1 where that is no student.
+    Args:
+        family: of both networks, a name in ``FAMILIES``.
+        reduction: of all feature maps in all, the first network's pixels a side over the student's.
+        sample_size: pixels a side of the images.
+        teacher_strides, student_strides: of the layers that reduce the resolution, the stem first; the teacher's own,
+            which is 1 where a student that is a teacher has lost it.
+        options: what ``plan_student`` was asked for, with nothing left open; its reduction is from teacher to student.
+        edits: of the network that the first teacher was, in the order in which they are applied.
     """
 
+    family: str
     reduction: int
-    widen: tuple[int, ...]
     sample_size: int
     teacher_strides: tuple[int, ...]
     student_strides: tuple[int, ...]
-    red_placement: str
-    red_norm: str
-    red_start: str
-    start: str
-    head_start: str
-    prediction_type: str
-    blocks: tuple[RedPlacement, ...]
+    options: StudentConfig
+    edits: tuple[Edit, ...]
+
+    @property
+    def blocks(self) -> tuple[Red, ...]:
+        """The RED blocks, in the order of the forward."""
+        return tuple(edit for edit in self.edits if isinstance(edit, Red))
+
+    @property
+    def widen(self) -> tuple[int, ...]:
+        """For each level how many times as many channels as the teacher it has."""
+        factors = {edit.level: edit.factor for edit in self.edits if isinstance(edit, Width)}
+        return tuple(factors.get(level, 1) for level in range(len(self.teacher_strides)))
 
     @property
     def widens(self) -> bool:
         """Whether any level has more channels than the teacher's."""
         return max(self.widen) > 1
 
-    @property
-    def options(self) -> StudentConfig:
-        """What ``plan_student`` was asked for: its reduction is from teacher to student."""
-        options = {field.name: getattr(self, field.name) for field in fields(StudentConfig)}
-        step = self.reduction // self.teacher_strides[0]
-        return StudentConfig(**{**options, "reduction": step, "widen": list(self.widen)})
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it: the student's config and ``plan.json`` hold this."""
-        plan = asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in plan.items()}
+        return {
+            "family": self.family,
+            "reduction": self.reduction,
+            "sample_size": self.sample_size,
+            "teacher_strides": list(self.teacher_strides),
+            "student_strides": list(self.student_strides),
+            "options": asdict(self.options),
+            "edits": [edit_to_dict(edit) for edit in self.edits],
+        }
 
     @classmethod
     def from_dict(cls, plan: dict[str, Any]) -> "StudentPlan":
-        """The inverse of ``to_dict``. Raises UserError naming what is missing, unknown or none of its values."""
+        """The inverse of ``to_dict``, also of a plan that was written before there were edits.
+
+        Raises:
+            UserError: naming what is missing, unknown or none of its values.
+        """
         try:
-            blocks = tuple(RedPlacement(**block) for block in plan["blocks"])
-            tuples: dict[str, Any] = {key: tuple(plan[key]) for key in ("teacher_strides", "student_strides")}
-            widen = tuple(plan.get("widen") or [1] * len(tuples["teacher_strides"]))  # older plans have none
-            made = cls(**{"head_start": "teacher", **plan, **tuples, "widen": widen, "blocks": blocks})
-        except (TypeError, KeyError) as error:
+            strides = {name: tuple(plan[name]) for name in ("teacher_strides", "student_strides")}
+            made = {**_converted(plan), **strides}
+            edits = tuple(edits_of(plan, len(strides["teacher_strides"])))
+            read = cls(**{**made, "options": StudentConfig(**made["options"]), "edits": edits})
+        except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError) as error:
             raise UserError(f"not a student plan: {error}") from error
+        read._check()
+        return read
+
+    def _check(self) -> None:
+        """Raises UserError naming the first value that is none."""
+        if self.family not in FAMILIES:
+            raise UserError(f"not a student plan: family is {self.family!r}, which is none of {', '.join(FAMILIES)}")
         for name, hint in get_type_hints(StudentConfig).items():
             kind = hint if get_origin(hint) is Literal else get_args(hint)[0]  # of kind | None
-            if get_origin(kind) is Literal and getattr(made, name) not in get_args(kind):
+            value = getattr(self.options, name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
                 known = ", ".join(map(str, get_args(kind)))
-                raise UserError(f"not a student plan: {name} is {getattr(made, name)!r}, which is none of {known}")
+                raise UserError(f"not a student plan: {name} is {value!r}, which is none of {known}")
         for name in ("teacher_strides", "student_strides", "widen", "sample_size"):
-            value = getattr(made, name)
+            value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else (value,)
             if not numbers or not all(type(number) is int and number >= 1 for number in numbers):
                 raise UserError(f"not a student plan: {name} is {value!r}, which must be whole numbers from 1")
-        if made.reduction not in [made.teacher_strides[0] * step for step in REDUCTIONS]:
+        step = self.options.reduction
+        if self.reduction not in REDUCTIONS or self.reduction % step:
+            raise UserError(f"not a student plan: reduction is {self.reduction}, {step} from its teacher")
+        if self.student_strides[0] != self.teacher_strides[0] * step:
             raise UserError(
-                f"not a student plan: reduction is {made.reduction}, of a teacher of {made.teacher_strides[0]}"
+                f"not a student plan: reduction is {step}, of strides {self.teacher_strides[0]} and"
+                f" {self.student_strides[0]}"
             )
-        return made
 
     def __str__(self) -> str:
         step = self.options.reduction
         in_all = f" than its teacher's, a student's: {self.reduction}x in all" if step != self.reduction else ""
+        predicts = f" and predicts {self.options.prediction_type}" if self.options.prediction_type else ""
+        options, blocks = self.options, self.blocks
         lines = [
             f"strides {list(self.teacher_strides)} -> {list(self.student_strides)}: feature maps"
             f" {step}x smaller a side{in_all}",
             *([f"channels {list(self.widen)} times the teacher's, level by level"] if self.widens else []),
-            f"the student starts from {'its teacher' if self.start == 'teacher' else 'random weights'} and predicts"
-            f" {self.prediction_type}",
-            f"{len(self.blocks)} RED blocks ({self.red_placement}, {self.red_norm} norm, {self.red_start} start)",
+            f"the student starts from {'its teacher' if options.start == 'teacher' else 'random weights'}{predicts}",
+            f"{len(blocks)} RED blocks ({options.red_placement}, {options.red_norm} norm, {options.red_start} start)",
         ]
-        width = max((len(block.name) for block in self.blocks), default=0)
-        for block in self.blocks:
+        width = max((len(block.name) for block in blocks), default=0)
+        for block in blocks:
             lines.append(
                 f"  {block.name:<{width}}  {block.resolution:>4} px {block.channels:>4} ch  <->  "
                 f"{block.teacher_side} of {block.teacher_layer} ({block.teacher_channels} ch)"
@@ -115,9 +134,21 @@ class StudentPlan:
         return "\n".join(lines)
 
 
+def _converted(plan: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a plan, of an older one those that it stood for; ``edits`` aside. Raises as ``from_dict``."""
+    if "edits" in plan:
+        return {name: value for name, value in plan.items() if name != "edits"}
+    options = {field.name: plan.get(field.name) for field in fields(StudentConfig)}
+    step = plan["reduction"] // plan["teacher_strides"][0]
+    widen = plan.get("widen") if any(factor != 1 for factor in plan.get("widen") or ()) else None
+    options |= {"reduction": step, "widen": widen, "head_start": plan.get("head_start", "teacher")}
+    kept = {name: plan[name] for name in ("reduction", "sample_size")}
+    return {"family": "unet2d", **kept, "options": options}
+
+
 def plan_student(teacher_config: dict[str, Any], options: StudentConfig | None = None) -> StudentPlan:
-    """Plan a student of the network with this config, a ``UNet2DModel``'s or a student's; options left open are the
-    default recipe's.
+    """Plan a student of the network with this config, a teacher's or a student's; options left open are the default
+    recipe's.
 
     No weights and no arithmetic: shapes come from one pass over the meta device.
 
@@ -131,54 +162,57 @@ def plan_from_table(
     teacher_config: dict[str, Any], table: list[Resampling], options: StudentConfig | None = None
 ) -> StudentPlan:
     """``plan_student`` with the teacher's table (``teacher_table``), for whoever makes several plans of one teacher."""
+    name = family_of(teacher_config)[0]
     given = {k: v for k, v in asdict(options or StudentConfig()).items() if v is not None}
-    chosen = {**RECIPES[DEFAULT]["student"], **given}
-    step, moved = chosen["reduction"], int(chosen["reduction"]).bit_length() - 1
+    chosen: dict[str, Any] = {**RECIPES[DEFAULT]["student"], **given}
+    step = chosen["reduction"]
     if step not in REDUCTIONS:
         raise UserError(f"reduction {step} is not supported: choose 2, 4 or 8")
-    downs = [row for row in table if row.kind == "down"]
-    strided = [row.stride for row in downs if row.stride > 1]
-    teacher_strides = (table[0].stride, *(row.stride for row in downs))
-    _check_reduction(step, teacher_strides[0], len(strided))
-    reduction = teacher_strides[0] * step
-    student_strides = (reduction, *strided[: len(strided) - moved], *([1] * (len(downs) - len(strided) + moved)))
+    teacher_strides = strides_of(table)
     widen = tuple(chosen.get("widen", [1] * len(teacher_strides)))
     if len(widen) != len(teacher_strides) or not all(isinstance(f, int) and 1 <= f <= LARGEST_FACTOR for f in widen):
         raise UserError(
             f"student.widen is {list(widen)}: give {len(teacher_strides)} whole numbers from 1 to {LARGEST_FACTOR},"
             f" one for each level of this teacher, as {[*[1] * (len(teacher_strides) - 1), 2]}"
         )
+    chosen["widen"] = list(widen) if max(widen) > 1 else None
+    own = own_table(teacher_config, table, widen)
+    had = table[0].stride // own[0].stride
+    _check_reduction(step, had, sum(row.stride > 1 for row in table if row.kind in DOWN))
+    strides = without_stride(table, step)
+    red = {key: chosen[f"red_{key}"] for key in ("placement", "norm", "start")}
     return StudentPlan(
-        reduction=reduction,
-        widen=widen,
+        family=name,
+        reduction=had * step,
         sample_size=table[0].resolution[0],
         teacher_strides=teacher_strides,
-        student_strides=student_strides,
-        red_placement=chosen["red_placement"],
-        red_norm=chosen["red_norm"],
-        red_start=chosen["red_start"],
-        start=chosen["start"],
-        head_start=chosen["head_start"],
-        prediction_type=chosen["prediction_type"],
-        blocks=_place_red(own_table(teacher_config, table, widen), table, moved, chosen["red_placement"]),
+        student_strides=strides,
+        options=StudentConfig(**chosen),
+        edits=(*stride_edits(own, strides, had * step, widen), *red_edits(own, table, strides, **red)),
     )
 
 
 def teacher_table(teacher_config: dict[str, Any]) -> list[Resampling]:
     """``resampling_table`` of a network that can be a teacher. Raises UserError as that, and of a widened student."""
-    made_by = StudentPlan.from_dict(teacher_config.get("student_plan") or {}) if is_student(teacher_config) else None
-    if made_by and made_by.widens:
-        raise UserError("this teacher is a student that is widened: give the teacher that it was made from")
-    return resampling_table(teacher_config)
+    family = family_of(teacher_config)[1]
+    if family.is_student(teacher_config):
+        made_by = StudentPlan.from_dict(teacher_config.get("student_plan") or {})
+        if made_by.widens:
+            raise UserError("this teacher is a student that is widened: give the teacher that it was made from")
+    return family.resampling_table(teacher_config)
 
 
 def own_table(teacher_config: dict[str, Any], table: list[Resampling], widen: tuple[int, ...]) -> list[Resampling]:
-    """The paths and channels of a student's own layers: its teacher's before all RED blocks, ``widen`` times as wide.
+    """The paths and channels of a student's own layers, before all edits but its widths.
 
-    ``table``: the teacher's.
+    Args:
+        table: the teacher's.
     """
-    config = base_config(teacher_config)
-    return table if config is teacher_config and max(widen) == 1 else resampling_table(widened(config, widen))
+    family = family_of(teacher_config)[1]
+    config = family.base_config(teacher_config)
+    if config is teacher_config and max(widen) == 1:
+        return table
+    return family.resampling_table(family.widened(config, widen) if max(widen) > 1 else config)
 
 
 def _check_reduction(step: int, had: int, strided: int) -> None:
@@ -199,39 +233,3 @@ def _check_reduction(step: int, had: int, strided: int) -> None:
         )
     most = "it cannot be reduced further" if had > 1 and largest == 1 else f"the largest that it can take is {largest}"
     raise UserError(f"{reason}: {most}")
-
-
-def _place_red(own: list[Resampling], table: list[Resampling], moved: int, placement: str) -> tuple[RedPlacement, ...]:
-    """RED blocks in the order of the forward; student stage i meets teacher stage i + moved, at the same resolution.
-
-    own: ``own_table``. table: the teacher's. Of a teacher that is a student itself the strided levels alone are stages.
-    """
-    own_downs, own_ups = ([row for row in own if row.kind == kind] for kind in ("down", "up"))
-    downs, ups = ([row for row in table if row.kind == kind and row.stride > 1] for kind in ("down", "up"))
-    own_ups = own_ups[len(own_ups) - len(ups) :]  # the first are the deepest, which the teacher does not stride
-    strided = len(downs) - moved
-    sides = (("red_in", "input"), ("red_out", "output"))
-
-    def block(layer: Resampling, side: str, match: Resampling, teacher_side: str) -> RedPlacement:
-        # Student channels are those of the student's own layer; the resolution is the matched layer's. Where the
-        # teacher has RED blocks around that, its map is what the layer reads, or what leaves the last of them.
-        student_end, teacher_end = (0 if side == "red_in" else 1), (0 if teacher_side == "input" else 1)
-        return RedPlacement(
-            name=f"{layer.path}.{side}",
-            channels=layer.channels[student_end],
-            resolution=match.resolution[teacher_end],
-            teacher_layer=match.reads if teacher_side == "input" else match.path,
-            teacher_side=teacher_side,
-            teacher_channels=match.channels[teacher_end],
-            teacher_resolution=match.resolution[teacher_end],
-        )
-
-    if placement == "none":
-        return ()
-    first = block(own[0], "red_out", downs[moved - 1], "output")
-    last = block(own[-1], "red_in", ups[len(ups) - moved], "input")
-    if placement == "outer":
-        return (first, last)
-    encoder = [block(own_downs[i], side, downs[i + moved], end) for i in range(strided) for side, end in sides]
-    decoder = [block(own_ups[i + moved], side, ups[i], end) for i in range(strided) for side, end in sides]
-    return (first, *encoder, *decoder, last)

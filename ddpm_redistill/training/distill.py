@@ -96,7 +96,7 @@ def distill(
         place(teacher.unet, config.training, run.accelerator.device)
         regressors = make_regressors(config.loss, aligned, config.seed)
         weights = {name: float(getattr(config.loss, name)) for name in LOSS_TERMS}
-        scheduler = DDPMScheduler.from_config(teacher.scheduler.config, prediction_type=plan.prediction_type)
+        scheduler = DDPMScheduler.from_config(teacher.scheduler.config, prediction_type=plan.options.prediction_type)
 
         # 3. training, and the folder that opens in diffusers
         with comparing(teacher.unet, student, plan, aligned if feature_terms(config.loss) else ()) as compared:

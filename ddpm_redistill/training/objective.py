@@ -35,10 +35,11 @@ from ..core.losses import (
 from ..core.taps import Maps, Reader, Tap, reading
 from ..errors import UserError
 from ..pipelines.conditioning import guided, with_null
+from ..pipelines.edits import Red
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.seeds import seeded_generator
 from ..sources.teacher import Teacher
-from ..students.plan import RedPlacement, StudentPlan, plan_student
+from ..students.plan import StudentPlan, plan_student
 from .gradient import Batch, Objective
 from .loop import ObjectiveAt
 
@@ -58,13 +59,13 @@ def feature_terms(loss: LossConfig) -> dict[str, FeatureLoss]:
     return {name: terms[name] for name in FEATURE_TERMS if getattr(loss, name)}
 
 
-def alignment(teacher_config: dict[str, Any], plan: StudentPlan) -> tuple[RedPlacement, ...]:
+def alignment(teacher_config: dict[str, Any], plan: StudentPlan) -> tuple[Red, ...]:
     """Where student and teacher are compared: at the RED blocks of the full placement, those that it has or not."""
     config = {**teacher_config, "sample_size": plan.sample_size}
     return plan_student(config, replace(plan.options, red_placement="full")).blocks
 
 
-def check_terms(loss: LossConfig, aligned: Sequence[RedPlacement], micro_batch: int) -> None:
+def check_terms(loss: LossConfig, aligned: Sequence[Red], micro_batch: int) -> None:
     """Refuse a term that would have nothing to compare, with ``micro_batch`` images at a time in each process.
 
     Raises:
@@ -80,7 +81,7 @@ def check_terms(loss: LossConfig, aligned: Sequence[RedPlacement], micro_batch: 
         )
 
 
-def make_regressors(loss: LossConfig, aligned: Sequence[RedPlacement], seed: int) -> Regressors | None:
+def make_regressors(loss: LossConfig, aligned: Sequence[Red], seed: int) -> Regressors | None:
     """FitNet's regressors with values drawn from ``seed``, or None without that term."""
     if not loss.fitnet:
         return None
@@ -99,10 +100,10 @@ class Compared(NamedTuple):
 
 @contextmanager
 def comparing(
-    teacher: UNet2DModel, student: RedUNet2DModel, plan: StudentPlan, aligned: Sequence[RedPlacement]
+    teacher: UNet2DModel, student: RedUNet2DModel, plan: StudentPlan, aligned: Sequence[Red]
 ) -> Iterator[Compared]:
     """Within the block the maps at ``aligned`` (of ``alignment``) can be read; on leaving no hook is left."""
-    taps = [(_student_tap(block, plan), Tap(block.teacher_layer, block.teacher_side)) for block in aligned]  # type: ignore[arg-type]
+    taps = [(_student_tap(block, plan), Tap(block.teacher_layer, block.teacher_side)) for block in aligned]
     with reading(student, [own for own, _ in taps]) as own, reading(teacher, [its for _, its in taps]) as its:
         yield Compared(own, its, taps)
 
@@ -170,7 +171,7 @@ def distillation_objective(
             output, student_maps = compared.student.run(network, noisy, timesteps, labels)
         else:
             output, student_maps = network(noisy, timesteps, labels), {}
-        epsilon = epsilon_of(output.sample.float(), noisy, abar, plan.prediction_type)
+        epsilon = epsilon_of(output.sample.float(), noisy, abar, str(plan.options.prediction_type))
         weight = timestep_weight(abar, str(loss.weighting), float(loss.gamma or 0))
         forgiven = forgive_clipped(epsilon, noise, images, noisy, abar, limit) if clips else epsilon
         parts = {"task": task_loss(forgiven, noise, weight)}
@@ -196,9 +197,8 @@ def distillation_objective(
     return objective
 
 
-def _student_tap(place: RedPlacement, plan: StudentPlan) -> Tap:
+def _student_tap(place: Red, plan: StudentPlan) -> Tap:
     """What leaves the RED block there, or where the student has none, what the layer takes in or puts out."""
     if any(block.name == place.name for block in plan.blocks):
         return Tap(place.name, "output")
-    path, side = place.name.rsplit(".", 1)
-    return Tap(path, "input" if side == "red_in" else "output")
+    return Tap(place.path, "input" if place.side == "red_in" else "output")

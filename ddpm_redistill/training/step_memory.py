@@ -23,7 +23,7 @@ from ..config import LOSS_TERMS, LossConfig, TrainingConfig
 from ..core.peak import PeakTracker
 from ..sources.teacher import Teacher
 from ..students.derive import build_student
-from ..students.network import build_on_meta
+from ..students.footprint import network_of
 from ..students.plan import StudentPlan
 from .gradient import Batch, Objective
 from .objective import alignment, comparing, distillation_objective, feature_terms, make_regressors
@@ -88,7 +88,7 @@ def distillation_memory(
     aligned = alignment(teacher_config, plan)
     weights = {name: float(getattr(loss, name)) for name in LOSS_TERMS}
     with _without_data(fake), device:
-        unet, student = _with_weights(build_on_meta(config)), build_student(config, plan)
+        unet, student = _with_weights(network_of(config)), build_student(config, plan)
         regressors = make_regressors(loss, aligned, seed=0)
         teacher = Teacher(unet.requires_grad_(False), scheduler, "", "")
         with comparing(unet, student, plan, aligned if feature_terms(loss) else ()) as compared:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...plan_facts import plan_facts
 from .text import (
     extractor_name,
     figure,
@@ -106,7 +107,7 @@ def load_report(path: Path) -> dict[str, Any]:
 
 
 def _run_row(name: str, path: Path, report: dict[str, Any]) -> Row:
-    plan, provenance = part(report, "plan"), part(report, "provenance")
+    plan, provenance = plan_facts(part(report, "plan")), part(report, "provenance")
     config = part(provenance, "config")
     row = {
         "name": name,

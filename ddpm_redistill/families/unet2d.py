@@ -1,39 +1,34 @@
-"""The network that a config tells of, a teacher's or one of its own students', and its table of resampling layers."""
+"""The UNets of DDPMs: diffusers' ``UNet2DModel``, and a student of one, ``RedUNet2DModel``."""
 
 import inspect
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from diffusers import UNet2DModel
+from torch import nn
 
 from ..core.meta import meta_as_cpu
+from ..core.resampling import Resampling
 from ..core.taps import Tap, reading
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.red_block import RedAround, REDBlock
+from .unet2d_widening import widened_state
+
+__all__ = ["widened_state"]  # a function of the family, in a file of its own
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+LARGEST_INPUT = 2**50
+"""Bytes; torch counts in 63 bits, and a feature map is many times the input."""
 BROKEN = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError)
 """What a config of any kind makes diffusers raise, torch where its values meet shapes, and a student's plan."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resampling:
-    """One row of the resampling table: a layer that changes resolution, measured on an example input.
-
-    ``kind`` is stem, down, up or head; channels and resolutions (pixels a side) are (input, output). For the head
-    the layer is the norm that opens it: that is where its RED block stands. Of a student ``path`` is a layer with the
-    RED blocks around it, and ``reads`` what stands behind the first of them; elsewhere both are the same.
-    """
-
-    path: str
-    reads: str
-    kind: str
-    stride: int
-    channels: tuple[int, int]
-    resolution: tuple[int, int]
+def recognises(config: dict[str, Any]) -> bool:
+    """Every config that is of no other family: a ``UNet2DModel`` is known by its arguments, all of which have
+    defaults."""
+    return "architecture" not in config
 
 
 def is_student(config: dict[str, Any]) -> bool:
@@ -67,7 +62,7 @@ def resampling_table(config: dict[str, Any]) -> list[Resampling]:
     Raises:
         UserError: a kind of network that has no student here.
     """
-    unet = build_on_meta(config)
+    unet = network_on_meta(config)
     config = dict(unet.config)  # what was left open has diffusers' defaults here
     size, depth = config["sample_size"], len(config["down_block_types"])
     size = size if isinstance(size, int) else size[0]
@@ -101,12 +96,13 @@ def resampling_table(config: dict[str, Any]) -> list[Resampling]:
                     stride=max(resolution) // min(resolution),
                     channels=(before.shape[1], after.shape[1]),
                     resolution=resolution,
+                    layers=("conv_out" if kind == "head" else path,),
                 )
             )
     return rows
 
 
-def build_on_meta(config: dict[str, Any]) -> UNet2DModel:
+def network_on_meta(config: dict[str, Any]) -> UNet2DModel:
     """The network without memory for its weights, in eval mode.
 
     Raises:
@@ -122,6 +118,49 @@ def build_on_meta(config: dict[str, Any]) -> UNet2DModel:
             return cast(UNet2DModel, network.from_config(config)).eval()
     except BROKEN as error:
         raise UserError(f"diffusers cannot build this teacher's config: {_first_line(error)}") from error
+
+
+def build_student(config: dict[str, Any], sample_size: int, plan: dict[str, Any]) -> RedUNet2DModel:
+    """The student of a plan, freshly initialised on the current default device, from its teacher's config.
+
+    Raises:
+        UserError: the plan does not fit this teacher.
+    """
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        return RedUNet2DModel(**{**config, "sample_size": sample_size, "student_plan": plan})
+    except BROKEN as error:
+        raise UserError(f"the plan does not fit this teacher: {error}") from error
+
+
+def with_input(
+    unet: UNet2DModel, batch_size: int, image_size: int | None, dtype: torch.dtype
+) -> tuple[UNet2DModel, tuple[Any, ...]]:
+    """The network in this dtype, and what a denoising step gives it on the meta device: a sample (B, C, H, W), a
+    timestep and, with classes, labels (B,).
+
+    Args:
+        image_size: pixels a side; None is the network's own sample size.
+
+    Raises:
+        UserError: no images, a size that the down-samplers do not divide, or an input past counting.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, not {batch_size}")
+    size = unet.config.sample_size if image_size is None else image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    _check_divides(unet, height, width)
+    if batch_size * unet.config.in_channels * height * width * dtype.itemsize > LARGEST_INPUT:
+        raise UserError(f"{batch_size} images of {height} pixels a side are more than 2**50 bytes: too large to count")
+    sample = torch.empty(batch_size, unet.config.in_channels, height, width, device="meta", dtype=dtype)
+    if unet.dtype != dtype:
+        with torch.device("meta"):
+            unet = type(unet).from_config(unet.config).eval()
+        nn.Module.to(unet, dtype)  # diffusers' own `to` warns of layers to keep in float32, and has none to name
+    labels = None
+    if unet.class_embedding is not None:
+        labels = torch.zeros(batch_size, dtype=torch.long, device="meta")
+    return unet, (sample, 0, labels)
 
 
 def _reads(unet: UNet2DModel, path: str) -> str:
@@ -140,6 +179,21 @@ def _check_size(size: Any) -> None:
             f"this network's sample_size is {list(size)}, a rectangle, and squares alone are planned, trained and"
             " measured: give --image_size, their pixels a side"
         )
+
+
+def _check_divides(unet: UNet2DModel, height: int, width: int) -> None:
+    """A student has moved strides to its stem and head: as many down-samplers, and as much to divide by.
+
+    A size that does not divide can go through a student all the same, and give an image of another size.
+    """
+    if min(height, width) < 1:
+        raise UserError(f"image_size must be at least 1, not {min(height, width)}")
+    downs = sum(bool(block.downsamplers) for block in unet.down_blocks)
+    for size in (height, width):
+        if size % 2**downs:
+            raise UserError(
+                f"image size {size} does not divide by {2**downs}, as the network's {downs} down-samplers need"
+            )
 
 
 def _unsupported(config: dict[str, Any]) -> str | None:

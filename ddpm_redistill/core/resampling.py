@@ -1,0 +1,27 @@
+"""The layers of a network that change its resolution, as rows of a table."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """One row of the resampling table: a layer that changes resolution, measured on an example input.
+
+    Args:
+        path: the layer, or the block with the strided layers inside.
+        reads: what stands behind the RED block in front of it, of a student that has one; else ``path``.
+        kind: stem, pool (without weights, straight behind the stem), down, up or head. For the head of a UNet the layer
+            is the norm that opens it: that is where its RED block stands.
+        stride: input resolution over output resolution, or the reverse for an up-sampler.
+        channels, resolution: (input, output); pixels a side.
+        layers: the modules that an edit of the row changes, by path: those whose strides go together; of the head the
+            last convolution.
+    """
+
+    path: str
+    reads: str
+    kind: str
+    stride: int
+    channels: tuple[int, int]
+    resolution: tuple[int, int]
+    layers: tuple[str, ...]
