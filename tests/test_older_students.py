@@ -15,8 +15,8 @@ from ddpm_redistill.plan_facts import plan_facts
 from ddpm_redistill.students.footprint import network_of
 
 FOLDER = Path(__file__).parent / "students" / "before_edits"
-"""An x4 student with RED blocks everywhere and a widened level, written by commit 31ce2b6, and two images that its network
-made there in five DDIM steps."""
+"""An x4 student with RED blocks everywhere and a widened level, written by commit 31ce2b6, and two images that its
+network made there in five DDIM steps."""
 
 
 def test_the_same_images() -> None:

@@ -26,6 +26,7 @@ TMLR 2025, arXiv 2406.03744. Imports torch only: this file travels inside studen
 """
 
 import torch
+from torch import nn
 
 # Identity-like start: gate = sigmoid(4) = 0.982, residual = relu6(0.01) = 0.01. Both sit where their
 # gradient is alive (relu6 has none at exactly 0, sigmoid next to none past 6).
