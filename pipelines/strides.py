@@ -1,0 +1,70 @@
+"""The stride of one layer changed in place, so that a map of S pixels a side becomes one of S / stride.
+
+Imports torch only: this file travels inside student folders.
+"""
+
+import torch
+from torch import nn
+
+STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+"""Layers whose stride can be set; their subclasses that pad for themselves ("same" padding) among them."""
+
+
+def set_stride(layer: nn.Module, stride: int) -> None:
+    """Give a convolution or a pooling another stride; its weights stay.
+
+    The padding stays where the maps come out as they should, else it is half the kernel. An even kernel at stride 1
+    has no such padding: a convolution then pads one pixel more on the far side (``padding="same"``). A pooling whose
+    windows do not overlap (kernel not above the stride) only thins the map out, so its kernel becomes the new stride:
+    at stride 1 it passes the map on as it is, which is what timm builds for a shortcut that does not stride.
+
+    Raises:
+        ValueError: it is neither, or no padding of it gives S / stride.
+    """
+    if not isinstance(layer, STRIDED):
+        raise ValueError(f"{type(layer).__name__} is no convolution and no pooling: its stride cannot be set")
+    kernel, before = _side(layer.kernel_size), _side(layer.stride)
+    if isinstance(layer, nn.Conv2d):
+        layer.stride = (stride, stride)
+        paddings: list = [layer.padding, *((p, p) for p in _paddings(layer.dilation[0] * (kernel - 1) + 1))]
+        if stride == 1:
+            paddings.append("same")
+    else:
+        layer.stride = stride
+        if kernel <= before:
+            layer.kernel_size = kernel = stride
+            layer.padding = 0
+        paddings = [layer.padding, *_paddings(kernel)]
+    for padding in paddings:
+        layer.padding = padding
+        if _divides(layer, stride, kernel):
+            return
+    raise ValueError(f"no padding of this {type(layer).__name__} makes 1 / {stride} of a map: kernel {kernel}")
+
+
+def _paddings(kernel: int) -> tuple[int, int]:
+    return kernel // 2, (kernel - 1) // 2
+
+
+def _divides(layer: nn.Module, stride: int, kernel: int) -> bool:
+    """By running it: layers that pad for themselves do so in ways of their own."""
+    weight = getattr(layer, "weight", None)
+    channels = layer.in_channels if isinstance(layer, nn.Conv2d) else 1
+    probe = torch.empty(0) if weight is None else weight
+    for outputs in (kernel + 1, kernel + 2):
+        size = outputs * stride
+        try:
+            with torch.no_grad():
+                out = layer(torch.zeros(1, channels, size, size, device=probe.device, dtype=probe.dtype))
+        except RuntimeError:  # a pooling pads by half its kernel at most
+            return False
+        if out.shape[-1] != outputs:
+            return False
+    return True
+
+
+def _side(value: int | tuple[int, ...]) -> int:
+    sides = {value} if isinstance(value, int) else set(value)
+    if len(sides) != 1:
+        raise ValueError(f"{value} has two sizes, and squares alone are changed")
+    return sides.pop()
