@@ -3,6 +3,8 @@
 Imports torch only: this file travels inside student folders.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -24,26 +26,21 @@ def set_stride(layer: nn.Module, stride: int) -> None:
     if not isinstance(layer, STRIDED):
         raise ValueError(f"{type(layer).__name__} is no convolution and no pooling: its stride cannot be set")
     kernel, before = _side(layer.kernel_size), _side(layer.stride)
+    layer.stride = (stride, stride)
     if isinstance(layer, nn.Conv2d):
-        layer.stride = (stride, stride)
-        paddings: list = [layer.padding, *((p, p) for p in _paddings(layer.dilation[0] * (kernel - 1) + 1))]
-        if stride == 1:
-            paddings.append("same")
+        reach = layer.dilation[0] * (kernel - 1) + 1
     else:
-        layer.stride = stride
         if kernel <= before:
-            layer.kernel_size = kernel = stride
-            layer.padding = 0
-        paddings = [layer.padding, *_paddings(kernel)]
+            layer.kernel_size, layer.padding, kernel = (stride, stride), (0, 0), stride
+        reach = kernel
+    paddings: list[Any] = [layer.padding, *((p, p) for p in (reach // 2, (reach - 1) // 2))]
+    if isinstance(layer, nn.Conv2d) and stride == 1:
+        paddings.append("same")
     for padding in paddings:
         layer.padding = padding
         if _divides(layer, stride, kernel):
             return
     raise ValueError(f"no padding of this {type(layer).__name__} makes 1 / {stride} of a map: kernel {kernel}")
-
-
-def _paddings(kernel: int) -> tuple[int, int]:
-    return kernel // 2, (kernel - 1) // 2
 
 
 def _divides(layer: nn.Module, stride: int, kernel: int) -> bool:

@@ -53,7 +53,8 @@ def strided_rows(network: nn.Module, example: torch.Tensor) -> list[Resampling]:
             continue
         before, after = call.resolution
         if before != after * stride:
-            cause = "its padding keeps no half of them" if before % stride == 0 else "its stride does not divide them"
+            cause = "its padding loses some" if before % stride == 0 else "choose an image size that its strides divide"
+            cause = "maps grow again" if after > before else cause
             what = f"{path} of stride {stride} makes {after} pixels a side of {before}"
             raise ValueError(f"on images of {example.shape[-1]} pixels {what}: {cause}")
         groups.setdefault(call.resolution, []).append(path)

@@ -51,21 +51,20 @@ def find_config(
         return config if image_size is None else replace(config, image_size=image_size)
     if ref.startswith("wrn:"):
         _check_wide(ref)
-        size, classes, channels, mean, std = 32, 10, 3, (MIDDLE,) * 3, (MIDDLE,) * 3
+        size, classes, channels, mean, std = 32, 10, 3, [MIDDLE] * 3, [MIDDLE] * 3
     else:
         of_weights = _published(ref)
         channels, size, _ = of_weights.input_size
         classes, mean, std = of_weights.num_classes, of_weights.mean, of_weights.std
     channels = in_channels or channels
-    if channels != len(mean):
-        mean = std = (MIDDLE,) * channels
+    told = channels == len(mean)
     return ClassifierConfig(
         architecture=ref,
         num_classes=num_classes or classes,
         in_channels=channels,
         image_size=image_size or size,
-        mean=tuple(mean),
-        std=tuple(std),
+        mean=tuple(mean) if told else (MIDDLE,) * channels,
+        std=tuple(std) if told else (MIDDLE,) * channels,
     )
 
 
@@ -164,9 +163,7 @@ def resampling_table(network: nn.Module, config: ClassifierConfig) -> list[Resam
         for path in row.layers:
             kind = type(network.get_submodule(path))
             if not issubclass(kind, STRIDED):
-                raise UserError(
-                    f"{name} cannot be planned: {path} strides, and is a {kind.__name__}: no edit changes it"
-                )
+                raise UserError(f"{name} cannot be planned: {path} strides by a {kind.__name__}, which no edit changes")
     return rows
 
 

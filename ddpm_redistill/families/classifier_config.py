@@ -77,12 +77,10 @@ def config_from_dict(told: dict[str, Any], where: str) -> ClassifierConfig:
         if type(told[key]) is not int or not 1 <= told[key] <= LARGEST:
             raise UserError(f"{where} has {key} {_shown(told[key])}: whole numbers from 1 to {LARGEST} are possible")
     for key in ("mean", "std"):
-        if (
-            not _are_numbers(told[key])
-            or len(told[key]) != told["in_channels"]
-            or (key == "std" and min(told[key]) <= 0)
-        ):
-            raise UserError(f"{where} has {key} {_shown(told[key])}: give a number for each of its channels")
+        of_channels = _are_numbers(told[key]) and len(told[key]) == told["in_channels"]
+        if not of_channels or (key == "std" and min(told[key]) <= 0):
+            what = "a number" if key == "mean" else "a number above 0"
+            raise UserError(f"{where} has {key} {_shown(told[key])}: give {what} for each of its channels")
     arguments = told["arguments"]
     if not isinstance(arguments, dict) or not all(_is_plain(value) for value in arguments.values()):
         raise UserError(f"{where} has arguments {_shown(arguments)}: numbers up to {LARGEST}, texts and lists of them")
