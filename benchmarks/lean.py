@@ -31,7 +31,7 @@ from ddpm_redistill import StudentConfig, lean_execution, plan_student
 from ddpm_redistill.pipelines.lean import LEAN_SETTINGS
 from ddpm_redistill.pipelines.replay import Captured
 from ddpm_redistill.students.derive import build_student
-from ddpm_redistill.students.footprint import unet_memory
+from ddpm_redistill.students.footprint import network_memory
 
 MIB = 2**20
 EXECUTIONS = ("eager", *LEAN_SETTINGS)
@@ -146,7 +146,7 @@ def rows(arguments: argparse.Namespace) -> Any:
         unet = network(arguments.architecture, name).to(DEVICE)
         # of one image, which takes seconds; that of a batch is as many times that, but for the timestep's 8 bytes
         settings = {execution: None if execution == "eager" else execution for execution in EXECUTIONS}
-        tensor_peaks = {execution: unet_memory(unet, lean=lean).tensor_peak for execution, lean in settings.items()}
+        tensor_peaks = {execution: network_memory(unet, lean=lean).tensor_peak for execution, lean in settings.items()}
         for batch_size in arguments.batch_sizes:
             made, cuda_peaks = calls(unet, batch_size)
             times = seconds(made, arguments.repeats)

@@ -21,7 +21,7 @@ from ddpm_redistill.core.peak import PeakTracker
 from ddpm_redistill.pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ddpm_redistill.recipes import resolve
 from ddpm_redistill.students.derive import build_student
-from ddpm_redistill.students.footprint import unet_memory
+from ddpm_redistill.students.footprint import network_memory
 from ddpm_redistill.students.plan import plan_student
 from ddpm_redistill.training.step_memory import distillation_memory
 
@@ -55,7 +55,7 @@ def main() -> None:
         pipeline.set_progress_bar_config(disable=True)
         with PeakTracker([*student.parameters(), *student.buffers()]) as tracker:
             images = pipeline(batch_size=1, num_inference_steps=2, output_type="np").images
-        print(row("sampling, activations", unet_memory(student).tensor_peak, tracker.peak_bytes))
+        print(row("sampling, activations", network_memory(student).tensor_peak, tracker.peak_bytes))
         print(f"one image of {images.shape[1:]}")
     print(f"resident at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB:.2f} GiB")
 

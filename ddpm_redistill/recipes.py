@@ -48,6 +48,14 @@ OUR_LOSS = {
     "clip_sample": True,
 }
 
+CLASSIFIER_STUDENT = {
+    "red_placement": "full",
+    "red_norm": "batch",
+    "red_start": "identity",
+    "start": "teacher",
+}
+"""Of a classifier's student."""
+
 # What each recipe says for the settings that a config leaves open; docs/recipe.md says why.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "natural": {"student": OUR_STUDENT, "loss": {**OUR_LOSS, "task": 0.5, "output": 0.5, "feature_share": 1.0}},

@@ -65,6 +65,8 @@ def lean_execution(unet: UNet2DModel, setting: str = "balanced") -> Iterator[UNe
     """
     if setting not in SETTINGS:
         raise ValueError(f"unknown lean setting {setting!r}: expected one of {', '.join(SETTINGS)}")
+    if not hasattr(unet, "down_blocks"):
+        raise CannotRunLeanError(f"no lean execution of a {type(unet).__name__}: it is of UNets")
     for block in [*unet.down_blocks, unet.mid_block, *unet.up_blocks]:
         if block is not None and type(block).__name__ not in BLOCKS:
             raise CannotRunLeanError(f"no lean execution of a {type(block).__name__}: known are {', '.join(BLOCKS)}")

@@ -8,7 +8,7 @@ from diffusers import UNet2DModel
 
 from ddpm_redistill import RedDDPMPipeline
 from ddpm_redistill.evaluation.batch_size import choose_batch_size, fitting_batch_size
-from ddpm_redistill.students.footprint import unet_memory
+from ddpm_redistill.students.footprint import network_memory
 
 GIB = 2**30
 
@@ -31,7 +31,7 @@ def test_powers_of_two_that_fit(peak: int, memory: int, num_images: int, size: i
 
 
 def test_the_peak_of_a_batch_is_that_of_one_image_times_its_size(tiny_teacher: UNet2DModel) -> None:
-    one, many = (unet_memory(tiny_teacher, batch_size=count).tensor_peak for count in (1, 64))
+    one, many = (network_memory(tiny_teacher, batch_size=count).tensor_peak for count in (1, 64))
     assert many == pytest.approx(64 * one, rel=1e-2)
     assert many <= 64 * one
 
@@ -45,7 +45,7 @@ def test_a_cpu_has_its_own(tiny_teacher: UNet2DModel) -> None:
 def test_networks_of_a_gpu_share_half_of_what_is_free(
     tiny_teacher: UNet2DModel, monkeypatch: pytest.MonkeyPatch, lean: str | None
 ) -> None:
-    peak = unet_memory(tiny_teacher, lean=lean).tensor_peak
+    peak = network_memory(tiny_teacher, lean=lean).tensor_peak
     gpu = SimpleNamespace(device=torch.device("cuda"), unet=tiny_teacher, lean=lean)
     for networks, size in ((1, 32), (2, 16)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 32 * peak, 100 * GIB))

@@ -18,7 +18,7 @@ from ddpm_redistill.pipelines.lean import LEAN_SETTINGS, lean_execution
 from ddpm_redistill.students import budget as budget_module
 from ddpm_redistill.students.budget import BudgetPlan, Candidate, plan_under_budget
 from ddpm_redistill.students.derive import derive_student
-from ddpm_redistill.students.footprint import unet_memory
+from ddpm_redistill.students.footprint import network_memory
 
 EXECUTIONS = (None, *LEAN_SETTINGS)
 THREE_LEVELS = {
@@ -59,7 +59,7 @@ def test_order(tiny_config: dict[str, Any], counts: Any, placement: str | None) 
 
 
 def test_a_teacher_that_fits_is_all_that_is_run(tiny_config: dict[str, Any], passes: list[str]) -> None:
-    peak = unet_memory(network_on_meta(tiny_config)).tensor_peak
+    peak = network_memory(network_on_meta(tiny_config)).tensor_peak
     found = plan_under_budget(tiny_config, peak)
     assert (passes, found.plan, found.chosen) == (["UNet2DModel"], None, found.candidates[0])
     assert (found.candidates[0].activations, found.candidates[0].over) == (peak, 0)
@@ -70,7 +70,7 @@ def test_a_teacher_that_fits_is_all_that_is_run(tiny_config: dict[str, Any], pas
 
 
 def test_nothing_past_the_first_fit_is_run(tiny_config: dict[str, Any], passes: list[str]) -> None:
-    peak = unet_memory(network_on_meta(tiny_config)).tensor_peak
+    peak = network_memory(network_on_meta(tiny_config)).tensor_peak
     found = plan_under_budget(tiny_config, peak // 3)
     assert found.chosen is found.candidates[-1]
     assert len(passes) == len(found.candidates)
@@ -78,7 +78,7 @@ def test_nothing_past_the_first_fit_is_run(tiny_config: dict[str, Any], passes: 
 
 
 def test_total_counts_the_weights(tiny_config: dict[str, Any]) -> None:
-    profile = unet_memory(network_on_meta(tiny_config))
+    profile = network_memory(network_on_meta(tiny_config))
     total = profile.tensor_peak + profile.weights
     found = plan_under_budget(tiny_config, total, "total")
     assert found.chosen
@@ -98,7 +98,7 @@ def exact(config: dict[str, Any], candidate: Candidate) -> int:
     """By ``profile_memory``."""
     network = budget_module._network(config, candidate.reduction, candidate.red_placement)
     unet = network.unets[torch.float32]
-    profile = unet_memory(unet, dtype=getattr(torch, candidate.dtype), lean=candidate.lean)
+    profile = network_memory(unet, dtype=getattr(torch, candidate.dtype), lean=candidate.lean)
     assert profile.weights == candidate.weights
     return profile.tensor_peak
 
@@ -134,7 +134,7 @@ def test_the_promise_on_the_tiny_teacher(
 ) -> None:
     """The budget is what this candidate takes, to the byte: it, or one that is no larger, is chosen."""
     network = budget_module._network(tiny_config, reduction, None)
-    peak = unet_memory(network.unets[torch.float32], dtype=getattr(torch, dtype), lean=lean).tensor_peak
+    peak = network_memory(network.unets[torch.float32], dtype=getattr(torch, dtype), lean=lean).tensor_peak
     found = plan_under_budget(tiny_config, peak, reduction=reduction)
     assert found.chosen
     assert real_peak(UNet2DModel(**tiny_config), found, 16) == found.chosen.activations <= peak

@@ -19,7 +19,7 @@ from ddpm_redistill.sources.image_survey import Survey
 from ddpm_redistill.sources.model_folder import find_model
 from ddpm_redistill.sources.teacher import load_pipeline
 from ddpm_redistill.students.derive import derive_student
-from ddpm_redistill.students.footprint import unet_memory, unet_peak
+from ddpm_redistill.students.footprint import network_memory, network_peak
 from ddpm_redistill.students.plan import plan_student
 
 NAMES = {"0": "cat", "1": "dog", "2": "eel"}
@@ -232,8 +232,8 @@ def test_a_student_has_its_teachers_classes(network: UNet2DModel) -> None:
 
 def test_memory_is_that_of_a_pass_with_labels(network: UNet2DModel, tiny_config: dict[str, Any]) -> None:
     """The embedding adds its rows to the weights, and a sum of two vectors to what is alive."""
-    without = unet_memory(UNet2DModel(**tiny_config).eval())
-    found = unet_memory(network)
+    without = network_memory(UNet2DModel(**tiny_config).eval())
+    found = network_memory(network)
     assert found.weights - without.weights == 4 * 4 * tiny_config["block_out_channels"][0] * 4
-    assert unet_peak(network) == (found.tensor_peak, True)
+    assert network_peak(network) == (found.tensor_peak, True)
     assert 0 <= found.tensor_peak - without.tensor_peak <= 8 * 4 * tiny_config["block_out_channels"][0] * 4

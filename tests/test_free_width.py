@@ -10,7 +10,7 @@ from ddpm_redistill import StudentConfig
 from ddpm_redistill.cli import main
 from ddpm_redistill.cli.text import free_width_text
 from ddpm_redistill.students.derive import build_student, student_on_meta
-from ddpm_redistill.students.footprint import unet_memory
+from ddpm_redistill.students.footprint import network_memory
 from ddpm_redistill.students.free_width import FreeWidth, free_width
 from ddpm_redistill.students.plan import plan_student
 
@@ -19,14 +19,14 @@ from ddpm_redistill.students.plan import plan_student
 def test_what_is_free_is_free(tiny_config: dict[str, Any], reduction: Any) -> None:
     config = {**tiny_config, "sample_size": 32}
     plan = plan_student(config, StudentConfig(reduction=reduction, red_placement="outer"))
-    peak = unet_memory(student_on_meta(config, plan)).tensor_peak
+    peak = network_memory(student_on_meta(config, plan)).tensor_peak
     free = free_width(config, plan, peak, None)
     assert free.lean is None
 
     def measured(widen: tuple[int, ...]) -> tuple[int, int, int]:
         options = StudentConfig(reduction=reduction, red_placement="outer", widen=list(widen))
         unet = build_student(config, plan_student(config, options)).eval()
-        profile = unet_memory(unet)
+        profile = network_memory(unet)
         return profile.tensor_peak, unet.num_parameters(), profile.weights
 
     assert measured(free.widen) == (peak, free.parameters, free.weights)

@@ -28,7 +28,7 @@ from ddpm_redistill.families.unet2d import network_on_meta
 from ddpm_redistill.pipelines.lean import LEAN_SETTINGS
 from ddpm_redistill.pipelines.red_block import REDBlock, fold_batch_norms
 from ddpm_redistill.students.derive import student_on_meta
-from ddpm_redistill.students.footprint import unet_memory
+from ddpm_redistill.students.footprint import network_memory
 
 MIB = 2**20
 
@@ -176,9 +176,9 @@ def peak(cifar10_config: dict[str, Any]) -> Peak:
     def measure(name: str, reduction: int, lean: str | None = None, dtype: torch.dtype = torch.float32) -> int:
         config = configs[name]
         if reduction == 1:
-            return unet_memory(network_on_meta(config), lean=lean, dtype=dtype).tensor_peak
+            return network_memory(network_on_meta(config), lean=lean, dtype=dtype).tensor_peak
         plan = plan_student(config, StudentConfig(reduction=reduction))  # type: ignore[arg-type]
-        return unet_memory(student_on_meta(config, plan), lean=lean, dtype=dtype).tensor_peak
+        return network_memory(student_on_meta(config, plan), lean=lean, dtype=dtype).tensor_peak
 
     return measure
 
@@ -217,11 +217,11 @@ def test_real_and_fake_peaks_agree(tiny_config: dict[str, Any]) -> None:
     for setting in LEAN_SETTINGS:
         with lean_execution(student, setting):
             real = profile_memory(student, noisy(tiny_config, batch=1), 0, fake=False)
-        assert real.tensor_peak == unet_memory(student, lean=setting).tensor_peak
+        assert real.tensor_peak == network_memory(student, lean=setting).tensor_peak
 
 
 def test_the_profile_names_modules(tiny_config: dict[str, Any]) -> None:
-    assert unet_memory(network_on_meta(tiny_config), lean="fast").peak_module == "up_blocks.3.resnets.0"
+    assert network_memory(network_on_meta(tiny_config), lean="fast").peak_module == "up_blocks.3.resnets.0"
 
 
 # The context

@@ -16,7 +16,7 @@ from training_helpers import UNET_WEIGHTS, refused
 from ddpm_redistill import UserError, load_pipeline, load_teacher
 from ddpm_redistill.cli import main
 from ddpm_redistill.sources.teacher import find_model
-from ddpm_redistill.students.footprint import network_of, unet_memory
+from ddpm_redistill.students.footprint import network_memory, network_of
 
 VARIANCE = Kind("", unet={"out_channels": 6}, scheduler={"variance_type": "learned_range"})
 
@@ -56,7 +56,7 @@ def test_of_a_learned_variance_the_mean_is_left(tmp_path: Path, caplog: pytest.L
 def test_plan_and_memory_are_of_the_network_without_its_variance(tmp_path: Path, variance: str) -> None:
     folder = make_kind(VARIANCE._replace(scheduler={"variance_type": variance}), tmp_path / "teacher")
     plain = make_kind(Kind(""), tmp_path / "plain")
-    found, expected = (unet_memory(network_of(find_model(str(place)).config)) for place in (folder, plain))
+    found, expected = (network_memory(network_of(find_model(str(place)).config)) for place in (folder, plain))
     assert found.to_dict() == expected.to_dict()
 
 

@@ -19,10 +19,10 @@ from ddpm_redistill.pipelines.lean import LEAN_SETTINGS, CannotRunLeanError
 from ddpm_redistill.students.footprint import (
     memory_profiles,
     memory_report,
+    network_memory,
     network_of,
     planned_report,
     profiles_report,
-    unet_memory,
 )
 
 MIB = 2**20
@@ -106,11 +106,13 @@ def test_batch_size_image_size_and_dtype(
 
 def test_cifar10_at_64_pixels(cifar10_config: dict[str, Any]) -> None:
     teacher = network_of(cifar10_config)
-    assert unet_memory(teacher, image_size=64).paper_peak == 14.00048828125 * MIB
+    assert network_memory(teacher, image_size=64).paper_peak == 14.00048828125 * MIB
     config = {**cifar10_config, "_class_name": "RedUNet2DModel"}
     student = network_of({**config, "student_plan": plan_student(cifar10_config).to_dict()})
     assert student.config.sample_size == 32
-    assert unet_memory(student, image_size=64).paper_peak == 3.50048828125 * MIB  # of the maps that a teacher has at 32
+    assert (
+        network_memory(student, image_size=64).paper_peak == 3.50048828125 * MIB
+    )  # of the maps that a teacher has at 32
 
 
 def test_text(capsys: pytest.CaptureFixture[str], place: Path, memory: dict[str, dict[str, Any]]) -> None:
@@ -157,7 +159,7 @@ def test_a_size_that_does_not_divide_is_refused_from_python_too(
     tiny_config: dict[str, Any], size: tuple[int, int]
 ) -> None:
     with pytest.raises(UserError, match="image size 20 does not divide by 8"):
-        unet_memory(UNet2DModel(**{**tiny_config, "sample_size": size}))
+        network_memory(UNet2DModel(**{**tiny_config, "sample_size": size}))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -166,7 +168,7 @@ def test_another_dtype_leaves_the_network_and_the_log_alone(
 ) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(modeling_utils.logger, "warning", warnings.append)
-    unet_memory(tiny_teacher, dtype=dtype)
+    network_memory(tiny_teacher, dtype=dtype)
     assert tiny_teacher.dtype == torch.float32
     assert warnings == []
 

@@ -15,7 +15,7 @@ from ddpm_redistill.core.live_tensors import LiveTensorTracker
 from ddpm_redistill.core.memory import profile_memory
 from ddpm_redistill.core.meta import meta_as_cpu
 from ddpm_redistill.pipelines.lean import lean_execution
-from ddpm_redistill.students.footprint import unet_memory, unet_peak
+from ddpm_redistill.students.footprint import network_memory, network_peak
 
 # Each reads x (2, 8, 6, 4) and y of the same shape; x is a view that does not begin where its storage does.
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
@@ -174,14 +174,14 @@ def test_peaks_are_those_of_a_real_pass(architecture: dict[str, Any], lean: str 
                 real = profile_memory(unet, sample, 0, fake=False).tensor_peak
         else:
             real = profile_memory(unet, sample, 0, fake=False).tensor_peak
-        assert unet_peak(unet, lean=lean) == (real, True)
-        assert unet_peak(unet, lean=lean, limit=real) == (real, True)
-        bound, within = unet_peak(unet, lean=lean, limit=real - 1)
+        assert network_peak(unet, lean=lean) == (real, True)
+        assert network_peak(unet, lean=lean, limit=real) == (real, True)
+        bound, within = network_peak(unet, lean=lean, limit=real - 1)
         assert (bound, within) == (real, False)
 
 
 def test_peaks_of_other_batches_sizes_and_dtypes(tiny_config: dict[str, Any]) -> None:
     unet = UNet2DModel(**tiny_config).eval()
     at: dict[str, Any] = {"batch_size": 3, "image_size": 32, "dtype": torch.bfloat16, "lean": "balanced"}
-    assert unet_peak(unet, **at)[0] == unet_memory(unet, **at).tensor_peak
+    assert network_peak(unet, **at)[0] == network_memory(unet, **at).tensor_peak
     assert unet.dtype == torch.float32

@@ -73,7 +73,7 @@ def test_on_the_meta_device() -> None:
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (nn.Linear(2, 2), "Linear is no convolution and no pooling"),
+        (nn.Linear(2, 2), "Linear is no convolution, pooling or sampler"),
         (nn.MaxPool2d(4, 2, 1), "no padding of this MaxPool2d makes 1 / 1 of a map: kernel 4"),
         (nn.Conv2d(3, 3, (3, 5)), r"\(3, 5\) has two sizes"),
     ],

@@ -16,7 +16,7 @@ from ddpm_redistill.families.unet2d import resampling_table
 from ddpm_redistill.pipelines.red_block import REDBlock
 from ddpm_redistill.students.budget import plan_under_budget
 from ddpm_redistill.students.derive import derive_student, student_on_meta
-from ddpm_redistill.students.footprint import planned_memory, unet_memory
+from ddpm_redistill.students.footprint import network_memory, planned_memory
 from ddpm_redistill.students.plan import plan_student
 
 FIVE_LEVELS = {
@@ -122,14 +122,14 @@ def test_memory_is_the_direct_ones(tiny_config: dict[str, Any]) -> None:
     found = planned_memory(config, plan_student(config))
     for name, reduction in (("teacher", 2), ("student", 4)):
         plan = plan_student(tiny_config, StudentConfig(reduction=reduction))  # type: ignore[arg-type]
-        direct = unet_memory(student_on_meta(tiny_config, plan))
+        direct = network_memory(student_on_meta(tiny_config, plan))
         assert (found[name].tensor_peak, found[name].weights) == (direct.tensor_peak, direct.weights)
         assert found[name].paper_peak == direct.paper_peak
 
 
 def test_under_a_budget(half: UNet2DModel) -> None:
     """Reductions are the options to give: from this teacher."""
-    peaks = [unet_memory(unet).tensor_peak for unet in (half, step(half)[1])]
+    peaks = [network_memory(unet).tensor_peak for unet in (half, step(half)[1])]
     with pytest.raises(UserError, match="the largest that it can take is 4"):
         plan_under_budget(dict(half.config), peaks[0], reduction=8)
     whole = plan_under_budget(dict(half.config), peaks[0])

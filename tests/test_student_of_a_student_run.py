@@ -29,7 +29,7 @@ from ddpm_redistill.cli import main
 from ddpm_redistill.recipes import resolve
 from ddpm_redistill.sharing.card import write_card
 from ddpm_redistill.sources.teacher import load_teacher, sha256_of
-from ddpm_redistill.students.footprint import unet_memory
+from ddpm_redistill.students.footprint import network_memory
 from ddpm_redistill.students.plan import plan_student
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.objective import comparing, distillation_objective
@@ -84,7 +84,7 @@ def test_plan_says_what_is_made(place: Path, capsys: pytest.CaptureFixture[str])
     assert found["plan"] == json.loads((place / "quarter" / "plan.json").read_text())
     peaks = {}
     for name, folder in (("teacher", "half"), ("student", "quarter")):
-        peaks[name] = unet_memory(load_pipeline(str(place / folder / "student")).unet).tensor_peak
+        peaks[name] = network_memory(load_pipeline(str(place / folder / "student")).unet).tensor_peak
         assert found["memory"][name]["tensor_peak"] == peaks[name]
     both = ["memory", place / "quarter" / "student", "--teacher", place / "half" / "student", "--json"]
     memory = json.loads(output(capsys, *both))
@@ -117,7 +117,7 @@ def test_evaluated_beside_its_teacher(
     report = json.loads(output(capsys, "evaluate", folder / "student", *sets, "--steps", 2, "--json"))
     assert {"student_to_data", "teacher_to_data", "student_to_teacher"} <= report["distances"].keys()
     peaks = {name: report["memory"][name]["tensor_peak"] for name in ("teacher", "student")}
-    assert peaks["teacher"] == unet_memory(load_pipeline(str(place / "half" / "student")).unet).tensor_peak
+    assert peaks["teacher"] == network_memory(load_pipeline(str(place / "half" / "student")).unet).tensor_peak
     assert peaks["teacher"] > 2 * peaks["student"]
     assert {"paired", "timestep_error"} <= report.keys()
     assert "| student to teacher |" in read_card(folder / "student")

@@ -24,7 +24,7 @@ from ddpm_redistill.core.timeline import TimelinePoint, memory_timeline
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.evaluation.pages.timeline import peak_of, timeline_picture, write_timeline_csv
 from ddpm_redistill.students.derive import build_student
-from ddpm_redistill.students.footprint import unet_memory
+from ddpm_redistill.students.footprint import network_memory
 from ddpm_redistill.students.plan import plan_student
 
 
@@ -38,7 +38,7 @@ def networks() -> dict[str, UNet2DModel]:
 
 @pytest.fixture(scope="module")
 def timelines(networks: dict[str, UNet2DModel]) -> dict[str, tuple[TimelinePoint, ...]]:
-    return {name: unet_memory(network).timeline for name, network in networks.items()}
+    return {name: network_memory(network).timeline for name, network in networks.items()}
 
 
 # What it says
@@ -46,7 +46,7 @@ def timelines(networks: dict[str, UNet2DModel]) -> dict[str, tuple[TimelinePoint
 
 @pytest.mark.parametrize("name", ["teacher", "student"])
 def test_timeline_peaks_where_the_profile_does(networks: dict[str, UNet2DModel], name: str) -> None:
-    profile = unet_memory(networks[name])
+    profile = network_memory(networks[name])
     peak = peak_of(profile.timeline)
     assert peak.live_bytes == profile.tensor_peak
     assert (peak.operation, peak.module) == (profile.peak_operation, profile.peak_module)

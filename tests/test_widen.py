@@ -16,7 +16,7 @@ from ddpm_redistill.core.taps import Tap, reading
 from ddpm_redistill.families.unet2d_widening import _Widening
 from ddpm_redistill.pipelines.edits import Width
 from ddpm_redistill.students.derive import build_student, derive_student
-from ddpm_redistill.students.footprint import network_of, unet_memory
+from ddpm_redistill.students.footprint import network_memory, network_of
 from ddpm_redistill.students.plan import plan_student
 
 
@@ -109,7 +109,7 @@ def test_shapes_and_opening(
     opened[1].load_state_dict(student.state_dict())
     for unet in opened:
         assert torch.equal(outputs(unet), outputs(student))
-    assert unet_memory(network_of(config)).weights == unet_memory(student).weights
+    assert network_memory(network_of(config)).weights == network_memory(student).weights
 
 
 @pytest.mark.parametrize("widen", [None, [1, 1, 1, 1]])

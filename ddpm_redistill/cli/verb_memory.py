@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -31,11 +32,11 @@ def is_program(ref: str) -> bool:
 def memory_of_networks(arguments: Namespace) -> None:
     import torch
 
+    from ..families.registry import find_network
     from ..pipelines.lean import LEAN_SETTINGS
     from ..sources.latent_images import side_of
-    from ..sources.teacher import find_model
     from ..students.decoder_memory import decoder_memory
-    from ..students.footprint import memory_report, network_of, unet_memory
+    from ..students.footprint import memory_report, network_memory, network_of
 
     quiet_libraries()
     limit = None if arguments.fail_over is None else parse_bytes(arguments.fail_over)
@@ -43,10 +44,14 @@ def memory_of_networks(arguments: Namespace) -> None:
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give another --timeline")
     refs = {"teacher": arguments.teacher, "model": arguments.model}
-    models = {name: find_model(ref) for name, ref in refs.items() if ref is not None}
+    found = {name: find_network(ref) for name, ref in refs.items() if ref is not None}
+    models = {name: model for name, (_, model) in found.items()}
     side = side_of(arguments.image_size, None, models["model"].pixels_per_latent)
-    size = {} if side is None else {"sample_size": side}
-    unets = {name: network_of({**model.config, **size}) for name, model in models.items()}
+    sizes: dict[str, Any] = {name: side or family.size_of(model.config) for name, (family, model) in found.items()}
+    unets = {
+        name: network_of(model.config if side is None else family.sized(model.config, side))
+        for name, (family, model) in found.items()
+    }
     for model in models.values():
         model.say()
     at = {"batch_size": arguments.batch_size, "image_size": side, "dtype": getattr(torch, arguments.dtype)}
@@ -54,22 +59,22 @@ def memory_of_networks(arguments: Namespace) -> None:
     memory = {name: memory_report(unet, settings=LEAN_SETTINGS, **at) for name, unet in unets.items()}
     for name, model in models.items():
         if model.autoencoder:
-            memory[name] |= decoder_memory(model.autoencoder.config, side or unets[name].config.sample_size)
+            memory[name] |= decoder_memory(model.autoencoder.config, sizes[name])
     execution, judged = "eager", memory["model"]
     if arguments.lean:
-        lean = unet_memory(unets["model"], **at, lean=arguments.lean)
+        lean = network_memory(unets["model"], **at, lean=arguments.lean)
         execution, judged = f"lean {arguments.lean}", lean.to_dict()
     if folder is not None:
         from ..evaluation.pages.timeline import timeline_picture, write_timeline_csv
 
-        timelines = {name: unet_memory(unet, **at).timeline for name, unet in unets.items()}
+        timelines = {name: network_memory(unet, **at).timeline for name, unet in unets.items()}
         if arguments.lean:
             timelines[f"model, {execution}"] = lean.timeline
         folder.mkdir(parents=True, exist_ok=True)
         write_timeline_csv(folder / "timeline.csv", timelines)
         (folder / "timeline.png").write_bytes(timeline_picture(timelines))
     if arguments.json:
-        pixels = arguments.image_size or unets["model"].config.sample_size * models["model"].pixels_per_latent
+        pixels = arguments.image_size or sizes["model"] * models["model"].pixels_per_latent
         settings = {"batch_size": arguments.batch_size, "image_size": pixels, "dtype": arguments.dtype}
         result = {"model": arguments.model, **settings, "memory": memory["model"]}
         if arguments.teacher is not None:

@@ -14,17 +14,17 @@ from .collector import collector_off
 from .text import budget_commands, budget_text, free_width_text, memory_table, nothing_fits, training_text
 
 if TYPE_CHECKING:
-    from ..sources.teacher import ModelFolder
+    from ..families.registry import Family, Found
     from ..students.plan import StudentPlan
 
 
 @collector_off()
 def run_plan(arguments: Namespace) -> None:
+    from ..families.registry import find_network
     from ..sources.latent_images import side_of
-    from ..sources.teacher import find_model
 
     budget = None if arguments.budget is None else parse_bytes(arguments.budget)
-    model = find_model(arguments.teacher)
+    family, model = find_network(arguments.teacher)
     if arguments.image_size is not None and arguments.image_size < 1:
         raise UserError(f"image_size must be at least 1, not {arguments.image_size}")
     if arguments.batch_size is not None and arguments.batch_size < 1:
@@ -37,15 +37,15 @@ def run_plan(arguments: Namespace) -> None:
             }[option]
             raise UserError(f"--{option} and --budget do not go together: {what}")
     model.say()
-    config = {**model.config}
-    config["sample_size"] = side_of(arguments.image_size, config.get("sample_size"), model.pixels_per_latent)
+    side = side_of(arguments.image_size, family.size_of(model.config), model.pixels_per_latent)
+    config = model.config if side is None else family.sized(model.config, side)
     if budget is None:
-        plan_by_options(arguments, model, config)
+        plan_by_options(arguments, family, model, config)
     else:
         plan_by_budget(arguments, model, config, budget)
 
 
-def plan_by_options(arguments: Namespace, model: "ModelFolder", config: dict[str, Any]) -> None:
+def plan_by_options(arguments: Namespace, family: "Family", model: "Found", config: dict[str, Any]) -> None:
     """``config``: the teacher's, of the size that is planned for."""
     from ..students.decoder_memory import decoder_memory
     from ..students.footprint import planned_report
@@ -60,7 +60,7 @@ def plan_by_options(arguments: Namespace, model: "ModelFolder", config: dict[str
         decoder = decoder_memory(model.autoencoder.config, plan.sample_size)
         memory = {name: found | decoder for name, found in memory.items()}
     peaks = {name: memory["student"][name] for name in ("tensor_peak", "tensor_peak_lean")}
-    free = None if plan.widens else free_width(model.config, plan, **peaks)
+    free = None if plan.widens or not family.WIDENS else free_width(model.config, plan, **peaks)
     training = None if arguments.batch_size is None else training_memory(model, plan, arguments.batch_size)
     if arguments.json:
         result = {"plan": plan.to_dict(), "memory": memory, "free": free.to_dict() if free else None}
@@ -75,7 +75,7 @@ def plan_by_options(arguments: Namespace, model: "ModelFolder", config: dict[str
         print(training_text(training))
 
 
-def training_memory(model: "ModelFolder", plan: "StudentPlan", batch_size: int) -> dict[str, int]:
+def training_memory(model: "Found", plan: "StudentPlan", batch_size: int) -> dict[str, int]:
     """Bytes of an eager step of this plan with the default recipe, as JSON has them."""
     from ..sources.noise_schedule import noise_schedule
     from ..training.step_memory import distillation_memory
@@ -92,7 +92,7 @@ def training_memory(model: "ModelFolder", plan: "StudentPlan", batch_size: int) 
     return {"batch_size": batch_size, "held": eager.held, **peaks}
 
 
-def plan_by_budget(arguments: Namespace, model: "ModelFolder", config: dict[str, Any], budget: int) -> None:
+def plan_by_budget(arguments: Namespace, model: "Found", config: dict[str, Any], budget: int) -> None:
     """``budget``: bytes. Exits with 1 where nothing fits."""
     from ..students.budget import plan_under_budget
     from ..students.footprint import planned_memory

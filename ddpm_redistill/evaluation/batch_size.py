@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
-from ..students.footprint import unet_memory
+from ..students.footprint import network_memory
 from ..units import MIB
 
 ON_A_CPU = 64
@@ -26,7 +26,8 @@ def choose_batch_size(pipelines: Sequence[RedDDPMPipeline], num_images: int, pas
         return ON_A_CPU, None
     free, _ = torch.cuda.mem_get_info(gpu)
     peak = passes * sum(
-        unet_memory(pipeline.unet, dtype=pipeline.unet.dtype, lean=pipeline.lean).tensor_peak for pipeline in pipelines
+        network_memory(pipeline.unet, dtype=pipeline.unet.dtype, lean=pipeline.lean).tensor_peak
+        for pipeline in pipelines
     )
     size = fitting_batch_size(peak, int(free * SHARE), num_images)
     return (

@@ -1,160 +1,162 @@
-"""Convolutional classifiers: any of timm (``timm:NAME``), wide residual networks (``wrn:DEPTH-WIDTH``), or a folder of
-``config.json`` and ``model.safetensors``."""
+"""Convolutional classifiers: any of timm, wide residual networks, and their students."""
 
-import difflib
-import json
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..core.layer_memory import layer_memory
 from ..core.resampling import Resampling
 from ..core.strided_layers import strided_rows
 from ..errors import UserError
-from ..files import write_aside, written_aside
 from ..pipelines.strides import STRIDED
-from ..pipelines.wide_resnet import WideResNet
-from ..sources.folder_files import check_inside
+from ..recipes import CLASSIFIER_STUDENT
 from ..sources.image_files import one_line
-from .classifier_config import ARCHITECTURE, CONFIG, WEIGHTS, ClassifierConfig, is_folder, read_config
+from .classifier_config import ClassifierConfig, config_from_dict
+from .classifier_files import BROKEN, build, build_on_meta, find_config, refers
 
-BROKEN = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError)
-"""What arguments of any kind make timm raise, and torch where maps meet layers of other shapes."""
-MIDDLE = 0.5
-"""Mean and standard deviation of pixels where an architecture tells of none: values from -1 to 1."""
+__all__ = ["refers"]
 
-
-def recognise(ref: str) -> bool:
-    """Is it one of ours? Nothing is loaded."""
-    return ref.startswith(("timm:", "wrn:")) or is_folder(ref)
-
-
-def find_config(
-    ref: str, *, image_size: int | None = None, num_classes: int | None = None, in_channels: int | None = None
-) -> ClassifierConfig:
-    """What ``ref`` is, without weights. Where nothing is asked for, an architecture has the classes, channels and image
-    size of its published weights; a wide residual network 10, 3 and 32.
-
-    Raises:
-        UserError: an unknown name, timm is not installed, or a folder has other classes or channels than are asked for.
-    """
-    if not ref.startswith(("timm:", "wrn:")):
-        config = read_config(ref)
-        for key, asked in (("num_classes", num_classes), ("in_channels", in_channels)):
-            has = getattr(config, key)
-            if asked not in (None, has):
-                raise UserError(f"{ref} has {key} {has}, and {asked} are needed: give a network that was made for them")
-        return config if image_size is None else replace(config, image_size=image_size)
-    if ref.startswith("wrn:"):
-        _check_wide(ref)
-        size, classes, channels, mean, std = 32, 10, 3, [MIDDLE] * 3, [MIDDLE] * 3
-    else:
-        of_weights = _published(ref)
-        channels, size, _ = of_weights.input_size
-        classes, mean, std = of_weights.num_classes, of_weights.mean, of_weights.std
-    channels = in_channels or channels
-    told = channels == len(mean)
-    return ClassifierConfig(
-        architecture=ref,
-        num_classes=num_classes or classes,
-        in_channels=channels,
-        image_size=image_size or size,
-        mean=tuple(mean) if told else (MIDDLE,) * channels,
-        std=tuple(std) if told else (MIDDLE,) * channels,
-    )
+NAME = "this classifier"
+NO_WIDTH = "a classifier's student is as wide as its teacher"
+WIDENS = False
+LARGEST_INPUT = 2**50
+"""Bytes; torch counts in 63 bits, and a feature map is many times the input."""
 
 
-def build(config: ClassifierConfig, *, pretrained: bool = False) -> nn.Module:
-    """The network in eval mode, with random weights or timm's published ones, on the default device: inside of
-    ``with torch.device("meta")`` it takes no memory.
+@dataclass(frozen=True)
+class FoundClassifier:
+    """What ``plan`` and ``memory`` ask of a model, without its weights."""
 
-    Raises:
-        UserError: timm is not installed, cannot build it, or cannot get the weights.
-    """
-    name, channels, classes = config.architecture, config.in_channels, config.num_classes
-    if name.startswith("wrn:"):
-        _check_wide(name)
-        depth, width = map(int, name.removeprefix("wrn:").split("-"))
-        return WideResNet(depth, width, classes, channels).eval()
-    timm = _timm(name)
-    _published(name)
+    ref: str
+    config: dict[str, Any]
+    pixels_per_latent: int = 1
+    autoencoder: None = None
+
+    def say(self) -> None:
+        """Nothing in it is passed over."""
+
+
+def find(ref: str) -> FoundClassifier:
+    """Raises UserError as ``find_config``."""
+    return FoundClassifier(ref, find_config(ref).to_dict())
+
+
+def recognises(config: dict[str, Any]) -> bool:
+    return "architecture" in config
+
+
+def is_student(config: dict[str, Any]) -> bool:
+    return config.get("student_plan") is not None
+
+
+def base_config(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "student_plan"} if is_student(config) else config
+
+
+def size_of(config: dict[str, Any]) -> int:
+    return int(config["image_size"])
+
+
+def sized(config: dict[str, Any], image_size: int) -> dict[str, Any]:
+    return {**config, "image_size": image_size}
+
+
+def default_student() -> dict[str, Any]:
+    return CLASSIFIER_STUDENT
+
+
+def network_on_meta(config: dict[str, Any]) -> nn.Module:
+    return build_on_meta(_read(config))
+
+
+def resampling_table(config: dict[str, Any]) -> list[Resampling]:
+    """The stem, the pooling straight behind it, then each layer or block that strides, in the order of the forward. A
+    student has those that have lost their stride still, at stride 1."""
+    rows = _rows(_read(config))
+    if not is_student(config):
+        return rows
+    lost = {layer for edit in config["student_plan"]["edits"] for layer in edit.get("layers", ())}
+    strided = iter(rows)
+    all_rows: list[Resampling] = []
+    for row in _rows(_read(base_config(config))):
+        if row.kind != "stem" and lost.issuperset(row.layers):
+            side = all_rows[-1].resolution[1]
+            all_rows.append(replace(row, stride=1, resolution=(side, side)))
+        else:
+            all_rows.append(next(strided))
+    return all_rows
+
+
+def widened(config: dict[str, Any], widen: tuple[int, ...]) -> dict[str, Any]:
+    raise NotImplementedError(NO_WIDTH)
+
+
+def build_student(config: dict[str, Any], sample_size: int, plan: dict[str, Any]) -> nn.Module:
+    student = _read({**base_config(config), "image_size": sample_size, "student_plan": plan})
+    _check_runs(student, torch.zeros(1, student.in_channels, sample_size, sample_size, device="meta"))
+    return build(student)
+
+
+def widened_state(
+    narrow: nn.Module, wide: nn.Module, widen: tuple[int, ...], generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    raise NotImplementedError(NO_WIDTH)
+
+
+def with_input(
+    network: nn.Module, batch_size: int, image_size: int | None, dtype: torch.dtype
+) -> tuple[nn.Module, tuple[Any, ...]]:
+    """The network in this dtype, and images (B, C, S, S) on the meta device."""
+    config = _read(dict(network.config))  # type: ignore[arg-type]
+    size = config.image_size if image_size is None else image_size
+    for name, value in (("batch_size", batch_size), ("image_size", size)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}")
+    if batch_size * config.in_channels * size**2 * dtype.itemsize > LARGEST_INPUT:
+        raise UserError(f"{batch_size} images of {size} pixels a side are more than 2**50 bytes: too large to count")
+    if next(network.parameters()).dtype != dtype:
+        network = build_on_meta(config).to(dtype)
+    images = torch.zeros(batch_size, config.in_channels, size, size, device="meta", dtype=dtype)
+    _check_runs(config, images)
+    return network, (images,)
+
+
+def paper_peaks(network: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
+    """The authors' theoretical peak of classifiers, which counts every layer (``core/layer_memory.py``)."""
+    on_meta = build_on_meta(_read(dict(network.config))).to(inputs[0].dtype)  # type: ignore[arg-type]
+    peak = max(size for _, size in layer_memory(on_meta, inputs[0]))
+    return {"paper_peak": peak, "paper_peak_with_skips": peak}
+
+
+def _read(config: dict[str, Any]) -> ClassifierConfig:
+    return config_from_dict(config, NAME)
+
+
+def _check_runs(config: ClassifierConfig, images: torch.Tensor) -> None:
+    """Raises UserError where images of this size do not go through it."""
     try:
-        network = timm.create_model(
-            name.removeprefix("timm:"),
-            pretrained=pretrained,
-            num_classes=classes,
-            in_chans=channels,
-            **config.arguments,
-        )
+        with torch.no_grad():
+            build_on_meta(config).to(images.dtype)(images)
     except BROKEN as error:
-        raise UserError(f"timm cannot build {name}: {one_line(error)}") from error
-    return network.eval()
+        side = images.shape[-1]
+        what = f"the student of {config.architecture}" if config.student_plan else config.architecture
+        raise UserError(f"{what} does not run on images of {side} pixels: {one_line(error)}") from error
 
 
-def build_on_meta(config: ClassifierConfig) -> nn.Module:
-    """``build`` without memory for weights."""
-    with torch.device("meta"):
-        return build(config)
-
-
-def load_classifier(
-    ref: str, *, num_classes: int | None = None, in_channels: int | None = None
-) -> tuple[nn.Module, ClassifierConfig]:
-    """A network with its weights, in float32 and eval mode: a folder's, or timm's published ones by its own loader.
-
-    Raises:
-        UserError: as ``find_config`` and ``build``; the weights cannot be reached, are damaged, or of another network.
-    """
-    config = find_config(ref, num_classes=num_classes, in_channels=in_channels)
-    if ref.startswith("wrn:"):
-        raise UserError(f"{ref} has no published weights: train one with teach, and give its folder")
-    if not ref.startswith("timm:"):
-        return _with_weights(ref, config), config
-    _check_reachable(ref)
-    try:
-        return build(config, pretrained=True).float(), config
-    except UserError:
-        raise
-    except Exception as error:  # the hub's many ways to say no
-        raise UserError(f"the weights of {ref} cannot be loaded: {one_line(error)}") from error
-
-
-def save_classifier(network: nn.Module, config: ClassifierConfig, folder: Path) -> None:
-    """``config.json`` and ``model.safetensors``, each written whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    with written_aside(folder / WEIGHTS) as aside:
-        save_file(tensors, aside)
-    write_aside(folder / CONFIG, json.dumps(config.to_dict(), indent=2) + "\n")
-
-
-def example_input(config: ClassifierConfig, device: str = "meta") -> torch.Tensor:
-    """Zeros (1, C, S, S)."""
-    return torch.zeros(1, config.in_channels, config.image_size, config.image_size, device=device)
-
-
-def resampling_table(network: nn.Module, config: ClassifierConfig) -> list[Resampling]:
-    """The stem, the pooling straight behind it, then each layer or block that strides, in the order of the forward.
-
-    Args:
-        network: in eval mode, a teacher or a student, on any device.
-
-    Raises:
-        UserError: with the reason, a network that has no student here, or an image size that its strides do not suit.
-    """
+def _rows(config: ClassifierConfig) -> list[Resampling]:
+    """Of the strided layers of a network. Raises UserError with the reason where it has no student here, or its strides
+    do not suit the image size."""
     name, size = config.architecture, config.image_size
-    device = str(next(network.parameters()).device)
+    network = build_on_meta(config)
     try:
-        rows = strided_rows(network, example_input(config, device))
+        rows = strided_rows(network, torch.zeros(1, config.in_channels, size, size, device="meta"))
     except ValueError as error:
         raise UserError(f"{name} cannot be planned: {one_line(error)}") from error
     except BROKEN as error:
         raise UserError(f"{name} does not run on images of {size} pixels: {one_line(error)}") from error
-    if len(rows) < 2:
+    if len(rows) < 2 and config.student_plan is None:
         raise UserError(
             f"{name} cannot be planned: no convolution and no pooling strides behind {rows[0].path}, which makes"
             f" {rows[0].resolution[1]} pixels a side of {size}, so that none can lose its stride"
@@ -165,81 +167,3 @@ def resampling_table(network: nn.Module, config: ClassifierConfig) -> list[Resam
             if not issubclass(kind, STRIDED):
                 raise UserError(f"{name} cannot be planned: {path} strides by a {kind.__name__}, which no edit changes")
     return rows
-
-
-def _with_weights(ref: str, config: ClassifierConfig) -> nn.Module:
-    path = Path(ref).expanduser() / WEIGHTS
-    check_inside(path.parent, path)
-    needed = {name: tuple(value.shape) for name, value in build_on_meta(config).state_dict().items()}
-    try:
-        with safe_open(path, "pt") as file:  # the header alone: a config may tell of more memory than the file has
-            there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        wrong = [name for name in {**needed, **there} if needed.get(name) != there.get(name)]
-        if wrong:
-            raise UserError(
-                f"the weights of {ref} are not of its config: {len(wrong)} tensors differ, first {wrong[0]},"
-                f" {there.get(wrong[0], 'missing')} for {needed.get(wrong[0], 'none')}"
-            )
-        network = build(config)
-        network.load_state_dict(load_file(path))
-    except UserError:
-        raise
-    except Exception as error:  # a file of any kind
-        raise UserError(f"the weights of {ref} cannot be loaded: {one_line(error)}") from error
-    bad = next((name for name, value in network.state_dict().items() if not value.isfinite().all()), None)
-    if bad is not None:
-        raise UserError(f"the weights of {ref} hold values that are not finite, first in {bad}: the model is damaged")
-    return network
-
-
-def _check_reachable(ref: str) -> None:
-    """timm's loader asks for minutes when there is no network, and opens pickled files: this asks once."""
-    import huggingface_hub as hub
-
-    home = _published(ref).hf_hub_id
-    if home is None:
-        raise UserError(f"{ref} has no published weights that are safetensors: give a folder of {CONFIG} and {WEIGHTS}")
-    if isinstance(hub.try_to_load_from_cache(home, WEIGHTS), str):
-        return
-    try:
-        there = hub.file_exists(home, WEIGHTS)
-    except Exception as error:  # offline, gated, a proxy's page
-        raise UserError(
-            f"the weights of {ref} are on the hub as {home}, which cannot be reached: {one_line(error)}; give a folder"
-            f" of {CONFIG} and {WEIGHTS}"
-        ) from error
-    if not there:
-        raise UserError(f"the weights of {ref} on the hub, {home}, are pickled files alone, which are not loaded")
-
-
-def _published(ref: str) -> Any:
-    """timm's record of an architecture. Raises UserError when there is none."""
-    timm = _timm(ref)
-    name = ref.removeprefix("timm:")
-    if ARCHITECTURE.fullmatch(ref) and timm.is_model(name):
-        try:
-            found = timm.get_pretrained_cfg(name)
-        except BROKEN as error:
-            raise UserError(f"there is no {ref}: {one_line(error)}") from error
-        if found is not None and found.input_size is not None:
-            return found
-    near = difflib.get_close_matches(name, timm.list_models(), 3)
-    hint = f"near it are {', '.join(f'timm:{each}' for each in near)}" if near else "timm.list_models() has all names"
-    raise UserError(f"timm has no network {name}: {hint}")
-
-
-def _timm(ref: str) -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError(
-            f'{ref} needs the package timm; install it with pip install "ddpm-redistill[classifiers]"'
-        ) from error
-    return timm
-
-
-def _check_wide(ref: str) -> None:
-    """Raises UserError unless it names a wide residual network."""
-    depth, _, width = ref.removeprefix("wrn:").partition("-")
-    if not ARCHITECTURE.fullmatch(ref) or int(depth) < 10 or int(depth) % 6 != 4 or int(width) < 1:
-        raise UserError(f"{ref} is no wide residual network: give wrn:DEPTH-WIDTH, a depth of 6 n + 4, as wrn:16-2")

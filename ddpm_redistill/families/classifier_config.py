@@ -26,7 +26,7 @@ class ClassifierConfig:
     """A network of images (B, in_channels, image_size, image_size) to logits (B, num_classes).
 
     ``architecture`` is ``timm:NAME`` or ``wrn:DEPTH-WIDTH``; ``arguments`` go to ``timm.create_model``. ``mean`` and
-    ``std``, by channel, are of pixels from 0 to 1.
+    ``std``, by channel, are of pixels from 0 to 1. ``student_plan`` is that of a student, as JSON.
     """
 
     architecture: str
@@ -36,10 +36,12 @@ class ClassifierConfig:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     arguments: dict[str, Any] = field(default_factory=dict)
+    student_plan: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; ``config_from_dict`` reads it back to an equal config."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        told = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        return {key: value for key, value in told.items() if key != "student_plan" or value is not None}
 
 
 def is_folder(ref: str) -> bool:
@@ -68,7 +70,7 @@ def config_from_dict(told: dict[str, Any], where: str) -> ClassifierConfig:
     if "pretrained_cfg" in told:
         told = _of_the_hub(told)
     named = set(ClassifierConfig.__dataclass_fields__)
-    for key in sorted(named ^ set(told)):
+    for key in sorted((named ^ set(told)) - {"student_plan"}):
         raise UserError(f"{where} {'has no' if key in named else 'has'} {key}: a classifier's config has {_names()}")
     architecture = told["architecture"]
     if not isinstance(architecture, str) or not ARCHITECTURE.fullmatch(architecture):
@@ -87,6 +89,9 @@ def config_from_dict(told: dict[str, Any], where: str) -> ClassifierConfig:
     for key in arguments:
         if key in OWN:
             raise UserError(f"{where} has {key} among its arguments, which is not for it to say")
+    plan = told.get("student_plan")
+    if plan is not None and not (isinstance(plan, dict) and isinstance(plan.get("edits"), list)):
+        raise UserError(f"{where} has student_plan {_shown(plan)}: a plan has a list of edits")
     mean, std = tuple(map(float, told["mean"])), tuple(map(float, told["std"]))
     return ClassifierConfig(**{**told, "mean": mean, "std": std})
 

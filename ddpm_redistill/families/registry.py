@@ -8,20 +8,52 @@ from torch import nn
 
 from ..core.resampling import Resampling
 from ..errors import UserError
-from . import unet2d
+from . import classifier, unet2d
+
+
+class Found(Protocol):
+    """A network that was looked up, without its weights."""
+
+    ref: str
+    config: dict[str, Any]
+    pixels_per_latent: int
+    autoencoder: Any
+
+    def say(self) -> None:
+        """Log what of its files was passed over."""
 
 
 class Family(Protocol):
-    """The functions of a family's file. A ``config`` is a network's, as its folder has it in JSON."""
+    """What a family's file has (docs/families.md). A ``config`` is a network's, as its folder has it in JSON."""
+
+    WIDENS: bool
+    """Can levels of a student have more channels than its teacher's?"""
 
     def recognises(self, config: dict[str, Any]) -> bool:
         """Is a config of this family?"""
+
+    def refers(self, ref: str) -> bool:
+        """Is what a person wrote, a folder, a hub id or a name, a network of this family? Nothing is loaded."""
+
+    def find(self, ref: str) -> Found:
+        """What it is, without its weights. Raises UserError."""
 
     def is_student(self, config: dict[str, Any]) -> bool:
         """Has it a plan, ``student_plan``?"""
 
     def base_config(self, config: dict[str, Any]) -> dict[str, Any]:
         """Of a student the config without its edits, of the teacher that it descends from; else ``config`` itself."""
+
+    def size_of(self, config: dict[str, Any]) -> int | list[int] | None:
+        """Pixels (or latents) a side of what the network reads, [height, width] of a rectangle; None where its config
+        does not say."""
+
+    def sized(self, config: dict[str, Any], image_size: int) -> dict[str, Any]:
+        """The config with another size of images."""
+
+    def default_student(self) -> dict[str, Any]:
+        """What the default recipe says of ``StudentConfig``; a setting that is not in it is of no student of the
+        family."""
 
     def network_on_meta(self, config: dict[str, Any]) -> nn.Module:
         """The network in eval mode, without memory for its weights. Raises UserError where it is none of the family."""
@@ -31,7 +63,7 @@ class Family(Protocol):
         the network has no student here."""
 
     def widened(self, config: dict[str, Any], widen: tuple[int, ...]) -> dict[str, Any]:
-        """The config with ``widen[i]`` times the channels in level i. Raises UserError where that cannot be."""
+        """The config with ``widen[i]`` times the channels in level i."""
 
     def build_student(self, config: dict[str, Any], sample_size: int, plan: dict[str, Any]) -> nn.Module:
         """The student of a plan, freshly initialised on the current default device, from its teacher's config."""
@@ -47,9 +79,12 @@ class Family(Protocol):
         """The network in ``dtype``, and the arguments of its forward on the meta device. Raises UserError for a size
         that it cannot take."""
 
+    def paper_peaks(self, network: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
+        """Entries of a memory profile that the family counts by a rule of its own, in bytes."""
 
-FAMILIES: dict[str, ModuleType] = {"unet2d": unet2d}
-"""By the name that a plan records."""
+
+FAMILIES: dict[str, ModuleType] = {"classifier": classifier, "unet2d": unet2d}
+"""By the name that a plan records. ``unet2d`` takes what no other family does."""
 
 
 def family_of(config: dict[str, Any]) -> tuple[str, Family]:
@@ -59,3 +94,9 @@ def family_of(config: dict[str, Any]) -> tuple[str, Family]:
         if family.recognises(config):
             return name, family
     raise UserError(f"no family of networks knows this config: known are {', '.join(FAMILIES)}")
+
+
+def find_network(ref: str) -> tuple[Family, Found]:
+    """A network by what a person wrote, without its weights. Raises UserError where there is none."""
+    family = next(cast(Family, module) for module in FAMILIES.values() if cast(Family, module).refers(ref))
+    return family, family.find(ref)

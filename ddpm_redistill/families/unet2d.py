@@ -13,12 +13,15 @@ from ..core.taps import Tap, reading
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.red_block import RedAround, REDBlock
+from ..recipes import DEFAULT, RECIPES
+from ..sources.model_folder import ModelFolder, find_model
 from .unet2d_widening import widened_state
 
 __all__ = ["widened_state"]  # a function of the family, in a file of its own
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+WIDENS = True
 LARGEST_INPUT = 2**50
 """Bytes; torch counts in 63 bits, and a feature map is many times the input."""
 BROKEN = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError)
@@ -29,6 +32,33 @@ def recognises(config: dict[str, Any]) -> bool:
     """Every config that is of no other family: a ``UNet2DModel`` is known by its arguments, all of which have
     defaults."""
     return "architecture" not in config
+
+
+def refers(ref: str) -> bool:
+    """Every name that is of no other family."""
+    return True
+
+
+def find(ref: str) -> ModelFolder:
+    """Raises UserError as ``find_model``."""
+    return find_model(ref)
+
+
+def size_of(config: dict[str, Any]) -> Any:
+    return config.get("sample_size")
+
+
+def default_student() -> dict[str, Any]:
+    return RECIPES[DEFAULT]["student"]
+
+
+def sized(config: dict[str, Any], image_size: int) -> dict[str, Any]:
+    return {**config, "sample_size": image_size}
+
+
+def paper_peaks(unet: UNet2DModel, inputs: tuple[Any, ...]) -> dict[str, int]:
+    """None: the definition in ``core/paper_memory.py`` is of UNets."""
+    return {}
 
 
 def is_student(config: dict[str, Any]) -> bool:

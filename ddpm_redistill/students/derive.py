@@ -33,7 +33,7 @@ def derive_student(teacher: nn.Module, plan: StudentPlan, *, seed: int = 0) -> n
     with torch.random.fork_rng():
         torch.manual_seed(seeded_generator(seed, "student").initial_seed())
         student = build_student(config, plan)
-    config["sample_size"] = plan.sample_size
+    config = family_of(config)[1].sized(config, plan.sample_size)
     _check_layers(config, plan)
     if plan.options.start == "teacher" and plan.widens:
         narrow = derive_student(teacher, plan_student(config, replace(plan.options, widen=None)), seed=seed)

@@ -1,11 +1,12 @@
-"""Memory of a UNet, existing or only planned, by every definition of ``core/memory.py``."""
+"""Memory of a network, existing or only planned, by every definition of ``core/memory.py``."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
-from diffusers import UNet2DModel
+from torch import nn
 
 from ..core.memory import MemoryProfile, profile_memory
 from ..core.peak import tensor_peak_within
@@ -18,7 +19,7 @@ MOST_SAVING = "smallest"
 """Of ``LEAN_SETTINGS``: the one whose peak is ``tensor_peak_lean``."""
 
 
-def network_of(config: dict[str, Any]) -> UNet2DModel:
+def network_of(config: dict[str, Any]) -> nn.Module:
     """The network of a ``config.json``, teacher or student, without memory for its weights. Raises UserError."""
     family = family_of(config)[1]
     if not family.is_student(config):
@@ -26,32 +27,35 @@ def network_of(config: dict[str, Any]) -> UNet2DModel:
     return student_on_meta(config, StudentPlan.from_dict(config.get("student_plan") or {}))
 
 
-def unet_memory(
-    unet: UNet2DModel,
+def network_memory(
+    network: nn.Module,
     *,
     batch_size: int = 1,
     image_size: int | None = None,
     dtype: torch.dtype = torch.float32,
     lean: str | None = None,
 ) -> MemoryProfile:
-    """Of one denoising step on fake tensors: bytes, nothing computed.
+    """Of one forward pass on fake tensors: bytes, nothing computed.
 
     Args:
-        unet: the network, with weights or on the meta device; it is not changed.
+        network: with weights or on the meta device; it is not changed.
         image_size: pixels a side; None is the network's own sample size.
         dtype: of weights and activations.
         lean: a setting of lean execution; None is eager execution.
 
     Raises:
-        UserError: no images, a size that the down-samplers do not divide, or an input past counting.
+        UserError: no images, a size that it cannot take, or an input past counting.
     """
-    unet, inputs = family_of(unet.config)[1].with_input(unet, batch_size, image_size, dtype)
-    with lean_execution(unet, lean) if lean else nullcontext():
-        return profile_memory(unet, *inputs)
+    family = family_of(cast(Any, network).config)[1]
+    network, inputs = family.with_input(network, batch_size, image_size, dtype)
+    with lean_execution(network, lean) if lean else nullcontext():
+        profile = profile_memory(network, *inputs)
+    own: dict[str, Any] = family.paper_peaks(network, inputs)
+    return replace(profile, **own)
 
 
-def unet_peak(
-    unet: UNet2DModel,
+def network_peak(
+    network: nn.Module,
     *,
     batch_size: int = 1,
     image_size: int | None = None,
@@ -59,26 +63,27 @@ def unet_peak(
     lean: str | None = None,
     limit: float = float("inf"),
 ) -> tuple[int, bool]:
-    """The tensor_peak of ``unet_memory``, quicker, and True; or, of a pass that was stopped since more than ``limit``
-    bytes were alive, a lower bound and False.
+    """The tensor_peak of ``network_memory``, quicker, and True; or, of a pass that was stopped since more than
+    ``limit`` bytes were alive, a lower bound and False.
 
-    Arguments and errors are ``unet_memory``'s; the network is in eval mode.
+    Arguments and errors are ``network_memory``'s; the network is in eval mode.
     """
-    unet, inputs = family_of(unet.config)[1].with_input(unet, batch_size, image_size, dtype)
-    with lean_execution(unet, lean) if lean else nullcontext():
-        return tensor_peak_within(unet, inputs, limit)
+    family = family_of(cast(Any, network).config)[1]
+    network, inputs = family.with_input(network, batch_size, image_size, dtype)
+    with lean_execution(network, lean) if lean else nullcontext():
+        return tensor_peak_within(network, inputs, limit)
 
 
 def memory_profiles(
-    unet: UNet2DModel, *, settings: Sequence[str] = LEAN_SETTINGS, **at: Any
+    network: nn.Module, *, settings: Sequence[str] = LEAN_SETTINGS, **at: Any
 ) -> dict[str | None, MemoryProfile]:
-    """``unet_memory`` by execution: None (eager), then these lean settings, if the network can run lean.
+    """``network_memory`` by execution: None (eager), then these lean settings, if the network can run lean.
 
-    ``at`` and the errors are ``unet_memory``'s. A lean pass has many more operations and takes seconds.
+    ``at`` and the errors are ``network_memory``'s. A lean pass has many more operations and takes seconds.
     """
-    eager = unet_memory(unet, **at)
+    eager = network_memory(network, **at)
     try:
-        return {None: eager, **{setting: unet_memory(unet, **at, lean=setting) for setting in settings}}
+        return {None: eager, **{setting: network_memory(network, **at, lean=setting) for setting in settings}}
     except CannotRunLeanError:
         return {None: eager}
 
@@ -93,12 +98,12 @@ def profiles_report(profiles: dict[str | None, MemoryProfile]) -> dict[str, Any]
     return {**profiles[None].to_dict(), "tensor_peak_lean": lean.get(MOST_SAVING), "lean": lean}
 
 
-def memory_report(unet: UNet2DModel, *, settings: Sequence[str] = (MOST_SAVING,), **at: Any) -> dict[str, Any]:
+def memory_report(network: nn.Module, *, settings: Sequence[str] = (MOST_SAVING,), **at: Any) -> dict[str, Any]:
     """``profiles_report(memory_profiles(...))`` of a network in eval mode, quicker: of lean execution only the peaks
     are measured."""
-    report = profiles_report({None: unet_memory(unet, **at)})
+    report = profiles_report({None: network_memory(network, **at)})
     try:
-        lean = {setting: unet_peak(unet, **at, lean=setting)[0] for setting in settings}
+        lean = {setting: network_peak(network, **at, lean=setting)[0] for setting in settings}
     except CannotRunLeanError:
         return report
     return {**report, "tensor_peak_lean": lean.get(MOST_SAVING), "lean": lean}
@@ -106,14 +111,15 @@ def memory_report(unet: UNet2DModel, *, settings: Sequence[str] = (MOST_SAVING,)
 
 def planned_report(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, dict[str, Any]]:
     """``memory_report`` of both networks of a plan: ``{"teacher": ..., "student": ...}``."""
-    return {name: memory_report(unet) for name, unet in _planned(teacher_config, plan).items()}
+    return {name: memory_report(network) for name, network in _planned(teacher_config, plan).items()}
 
 
 def planned_memory(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, MemoryProfile]:
     """``{"teacher": ..., "student": ...}`` of a plan, before either network has weights."""
-    return {name: unet_memory(unet) for name, unet in _planned(teacher_config, plan).items()}
+    return {name: network_memory(network) for name, network in _planned(teacher_config, plan).items()}
 
 
-def _planned(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, UNet2DModel]:
-    config = {**teacher_config, "sample_size": plan.sample_size}
-    return {"teacher": family_of(config)[1].network_on_meta(config), "student": student_on_meta(config, plan)}
+def _planned(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, nn.Module]:
+    family = family_of(teacher_config)[1]
+    config = family.sized(teacher_config, plan.sample_size)
+    return {"teacher": family.network_on_meta(config), "student": student_on_meta(config, plan)}

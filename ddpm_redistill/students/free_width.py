@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from ..families.registry import family_of
 from .derive import student_on_meta
-from .footprint import MOST_SAVING, unet_peak
+from .footprint import MOST_SAVING, network_peak
 from .plan import StudentPlan, plan_from_table, teacher_table
 
 FACTOR = 2
@@ -47,19 +48,19 @@ def free_width(
         plan: of a student with the teacher's widths.
         tensor_peak, tensor_peak_lean: bytes, of the planned student (``memory_report``).
     """
-    config = {**teacher_config, "sample_size": plan.sample_size}
+    config = family_of(teacher_config)[1].sized(teacher_config, plan.sample_size)
     table, before = teacher_table(config), student_on_meta(config, plan)
     found, found_plan = before, plan
     for level in reversed(range(1, len(plan.widen))):
         widen = [FACTOR if i >= level else 1 for i in range(len(plan.widen))]
         wider = plan_from_table(config, table, replace(plan.options, widen=widen))
         unet = student_on_meta(config, wider)
-        if not unet_peak(unet, limit=tensor_peak)[1]:
+        if not network_peak(unet, limit=tensor_peak)[1]:
             break
         found, found_plan = unet, wider
     lean = None
     if found_plan.widens and tensor_peak_lean is not None:
-        _, lean = unet_peak(found, lean=MOST_SAVING, limit=tensor_peak_lean)
+        _, lean = network_peak(found, lean=MOST_SAVING, limit=tensor_peak_lean)
     return FreeWidth(
         widen=found_plan.widen,
         parameters=_parameters(found),

@@ -5,15 +5,14 @@ teacher was: ``reduction`` is the product, and ``teacher_strides`` say what of i
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ..config import StudentConfig
 from ..core.resampling import Resampling
 from ..errors import UserError
-from ..families.registry import FAMILIES, family_of
+from ..families.registry import FAMILIES, Family, family_of
 from ..pipelines.edits import Edit, Red, Width, edit_to_dict
 from ..pipelines.modeling_red_unet import edits_of
-from ..recipes import DEFAULT, RECIPES
 from .rule import DOWN, red_edits, stride_edits, strides_of, without_stride
 
 REDUCTIONS = (2, 4, 8)
@@ -93,10 +92,15 @@ class StudentPlan:
         """Raises UserError naming the first value that is none."""
         if self.family not in FAMILIES:
             raise UserError(f"not a student plan: family is {self.family!r}, which is none of {', '.join(FAMILIES)}")
+        open_ones = get_type_hints(StudentConfig).keys() - cast(Family, FAMILIES[self.family]).default_student()
         for name, hint in get_type_hints(StudentConfig).items():
             kind = hint if get_origin(hint) is Literal else get_args(hint)[0]  # of kind | None
             value = getattr(self.options, name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
+            if (
+                get_origin(kind) is Literal
+                and value not in get_args(kind)
+                and not (value is None and name in open_ones)
+            ):
                 known = ", ".join(map(str, get_args(kind)))
                 raise UserError(f"not a student plan: {name} is {value!r}, which is none of {known}")
         for name in ("teacher_strides", "student_strides", "widen", "sample_size"):
@@ -162,9 +166,14 @@ def plan_from_table(
     teacher_config: dict[str, Any], table: list[Resampling], options: StudentConfig | None = None
 ) -> StudentPlan:
     """``plan_student`` with the teacher's table (``teacher_table``), for whoever makes several plans of one teacher."""
-    name = family_of(teacher_config)[0]
+    name, family = family_of(teacher_config)
     given = {k: v for k, v in asdict(options or StudentConfig()).items() if v is not None}
-    chosen: dict[str, Any] = {**RECIPES[DEFAULT]["student"], **given}
+    defaults = family.default_student()
+    known = (*defaults, "reduction", *(["widen"] if family.WIDENS else []))
+    foreign = next((option for option in given if option not in known), None)
+    if foreign:
+        raise UserError(f"student.{foreign} is set, which no student of a {name} has: leave it out")
+    chosen: dict[str, Any] = {**defaults, **given}
     step = chosen["reduction"]
     if step not in REDUCTIONS:
         raise UserError(f"reduction {step} is not supported: choose 2, 4 or 8")

@@ -34,6 +34,7 @@ from ..core.losses import (
 )
 from ..core.taps import Maps, Reader, Tap, reading
 from ..errors import UserError
+from ..families.registry import family_of
 from ..pipelines.conditioning import guided, with_null
 from ..pipelines.edits import Red
 from ..pipelines.modeling_red_unet import RedUNet2DModel
@@ -61,7 +62,7 @@ def feature_terms(loss: LossConfig) -> dict[str, FeatureLoss]:
 
 def alignment(teacher_config: dict[str, Any], plan: StudentPlan) -> tuple[Red, ...]:
     """Where student and teacher are compared: at the RED blocks of the full placement, those that it has or not."""
-    config = {**teacher_config, "sample_size": plan.sample_size}
+    config = family_of(teacher_config)[1].sized(teacher_config, plan.sample_size)
     return plan_student(config, replace(plan.options, red_placement="full")).blocks
 
 

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..config import LOSS_TERMS, LossConfig, TrainingConfig
 from ..core.peak import PeakTracker
+from ..families.registry import family_of
 from ..sources.teacher import Teacher
 from ..students.derive import build_student
 from ..students.footprint import network_of
@@ -84,7 +85,7 @@ def distillation_memory(
         device: where it would be trained; that need only be there for a GPU.
         fake: False runs it for real, from random weights, and measures.
     """
-    config = {**teacher_config, "sample_size": plan.sample_size}
+    config = family_of(teacher_config)[1].sized(teacher_config, plan.sample_size)
     aligned = alignment(teacher_config, plan)
     weights = {name: float(getattr(loss, name)) for name in LOSS_TERMS}
     with _without_data(fake), device:
