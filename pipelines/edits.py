@@ -15,19 +15,22 @@ from .strides import set_stride
 
 @dataclass(frozen=True, kw_only=True)
 class Stem:
-    """The network's first convolution takes ``stride``. A kernel smaller than that grows to stride + 1, so that every
-    pixel is read (3x3 at stride 2, as in the paper)."""
+    """The convolutions that read the image, as a rule one, take ``stride``. The first of ``layers`` is made anew, with
+    a kernel of at least stride + 1, so that every pixel is read (3x3 at stride 2, as in the paper)."""
 
     kind: ClassVar[str] = "stem"
-    path: str
+    layers: tuple[str, ...]
     stride: int
 
     def __str__(self) -> str:
-        return f"{self.path} takes stride {self.stride}"
+        return f"{' and '.join(self.layers)} take{'s' if len(self.layers) == 1 else ''} stride {self.stride}"
 
     def apply(self, network: nn.Module) -> None:
-        """Put a new convolution in the place of the first one."""
-        before = network.get_submodule(self.path)
+        """Put a new convolution in the place of the first one. Raises ValueError of a layer that has no stride."""
+        path, *others = self.layers
+        for other in others:
+            set_stride(network.get_submodule(other), self.stride)
+        before = network.get_submodule(path)
         kernel = max(before.kernel_size[0], self.stride + 1)
         stem = nn.Conv2d(
             before.in_channels,
@@ -37,7 +40,7 @@ class Stem:
             padding=kernel // 2,
             bias=before.bias is not None,
         )
-        network.set_submodule(self.path, stem)
+        network.set_submodule(path, stem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +171,7 @@ def _is_of(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        return isinstance(value, tuple) and bool(value) and all(isinstance(item, str) for item in value)
     if hint is int:
         return type(value) is int and 0 <= value < 2**31
     return isinstance(value, hint)

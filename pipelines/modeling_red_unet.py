@@ -192,7 +192,7 @@ def _edits_of_fields(plan: dict[str, Any], levels: int) -> list[dict[str, Any]]:
     if len(widen) != levels:
         raise ValueError(f"widen has {len(widen)} factors for {levels} levels")
     edits = [{"edit": "width", "level": level, "factor": factor} for level, factor in enumerate(widen) if factor != 1]
-    edits.append({"edit": "stem", "path": "conv_in", "stride": reduction})
+    edits.append({"edit": "stem", "layers": ("conv_in",), "stride": reduction})
     for depth in range(reduction.bit_length() - 1):
         layers = (f"down_blocks.{strided - 1 - depth}.downsamplers.0", f"up_blocks.{depth}.upsamplers.0")
         edits.append({"edit": "stride", "layers": layers})

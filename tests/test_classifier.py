@@ -14,17 +14,15 @@ from torch import nn
 
 from ddpm_redistill.core.strided_layers import strided_rows
 from ddpm_redistill.errors import UserError
-from ddpm_redistill.families.classifier import (
+from ddpm_redistill.families.classifier import refers, resampling_table
+from ddpm_redistill.families.classifier_config import ClassifierConfig, config_from_dict
+from ddpm_redistill.families.classifier_files import (
     build,
     build_on_meta,
-    example_input,
     find_config,
     load_classifier,
-    recognise,
-    resampling_table,
     save_classifier,
 )
-from ddpm_redistill.families.classifier_config import ClassifierConfig, config_from_dict
 from ddpm_redistill.pipelines.red_block import RedAround, REDBlock
 from ddpm_redistill.pipelines.strides import set_stride
 
@@ -32,8 +30,11 @@ timm = pytest.importorskip("timm")
 
 
 def rows_of(ref: str, **asked: Any) -> list:
-    config = find_config(ref, **asked)
-    return resampling_table(build_on_meta(config), config)
+    return resampling_table(find_config(ref, **asked).to_dict())
+
+
+def example_input(config: ClassifierConfig) -> torch.Tensor:
+    return torch.zeros(1, config.in_channels, config.image_size, config.image_size, device="meta")
 
 
 STAGES = [f"layer{level}.0" for level in (2, 3, 4)]
@@ -80,7 +81,7 @@ def test_rows(ref: str, strides: list[int], paths: list[str], pool: bool) -> Non
 def test_strides_moved_to_the_stem(ref: str) -> None:
     config = find_config(ref, num_classes=10)
     network = build_on_meta(config)
-    rows = resampling_table(network, config)
+    rows = resampling_table(config.to_dict())
     moved = [row for row in rows if row.kind == "pool"] + [row for row in reversed(rows) if row.kind == "down"]
     for row, stride in ((rows[0], 4 * rows[0].stride), (moved[0], 1), (moved[1], 1)):
         for path in row.layers:
@@ -120,7 +121,7 @@ def test_rows_of_a_network_with_red_blocks() -> None:
         around.red_in = REDBlock(before) if before else around.red_in
         around.red_out = REDBlock(after)
         network.set_submodule(path, around.to("meta").eval())
-    rows = resampling_table(network, config)
+    rows = strided_rows(network, example_input(config))
     assert [row.path for row in rows] == ["conv1", "maxpool", *STAGES]
     assert [row.reads for row in rows] == ["conv1", "maxpool", "layer2.0.layer", "layer3.0.layer", "layer4.0"]
     assert [row.kind for row in rows][1] == "pool"
@@ -203,7 +204,7 @@ def test_saved_and_loaded(ref: str, tmp_path: Path) -> None:
     save_classifier(network, config, tmp_path / "folder")
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["config.json", "model.safetensors"]
     folder = str(tmp_path / "folder")
-    assert recognise(folder)
+    assert refers(folder)
     opened, told = load_classifier(folder)
     assert told == config == find_config(folder)
     assert opened.state_dict().keys() == network.state_dict().keys()
@@ -220,7 +221,6 @@ def test_defaults() -> None:
     assert (config.num_classes, config.in_channels, config.image_size) == (1000, 3, 224)
     assert config.mean == (0.485, 0.456, 0.406)
     assert find_config("timm:resnet18", in_channels=1).mean == (0.5,)
-    assert example_input(find_config("wrn:22-1")).shape == (1, 3, 32, 32)
     assert sum(weight.numel() for weight in build_on_meta(find_config("wrn:22-1")).parameters()) == 272_282
 
 
@@ -303,13 +303,13 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
 
 
 def test_what_is_recognised(tmp_path: Path) -> None:
-    assert recognise("timm:resnet18")
-    assert recognise("wrn:16-2")
+    assert refers("timm:resnet18")
+    assert refers("wrn:16-2")
     for ref in ("builtin:digits", "google/ddpm-cifar10-32", str(tmp_path)):
-        assert not recognise(ref)
+        assert not refers(ref)
     (tmp_path / "config.json").write_text("{")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert not recognise(str(tmp_path))
+    assert not refers(str(tmp_path))
 
 
 def test_published_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:

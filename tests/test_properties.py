@@ -178,6 +178,7 @@ def test_an_option_of_another_value_is_named(name: str, value: Any, tiny_config:
         ("red", {"channels": 2.5}, "channels is 2.5"),
         ("red", {"more": 1}, "has an unknown more"),
         ("stem", {"stride": -1}, "stride is -1"),
+        ("stem", {"layers": []}, "layers is"),
         ("stem", {"edit": "cut"}, "is no edit: its kind must be one of"),
         ("stride", {"layers": "down_blocks"}, "layers is 'down_blocks'"),
     ],

@@ -14,8 +14,8 @@ class Resampling:
             is the norm that opens it: that is where its RED block stands.
         stride: input resolution over output resolution, or the reverse for an up-sampler.
         channels, resolution: (input, output); pixels a side.
-        layers: the modules that an edit of the row changes, by path: those whose strides go together; of the head the
-            last convolution.
+        layers: the modules that an edit of the row changes, by path: those whose strides go together, the largest
+            kernel first; of the head the last convolution.
     """
 
     path: str

@@ -105,7 +105,7 @@ def warm_start(
         UserError: a layer of the student that should have a counterpart has none.
     """
     state, before = dict(student), plan.reduction // plan.options.reduction
-    stems = {f"{edit.path}.weight" for edit in plan.edits if isinstance(edit, Stem)}
+    stems = {f"{edit.layers[0]}.weight" for edit in plan.edits if isinstance(edit, Stem)}
     heads = tuple(f"{edit.path}." for edit in plan.edits if isinstance(edit, Head))
     given_red = _red_blocks(teacher)
     same_red = {name for name, shapes in _red_blocks(student).items() if given_red.get(name) == shapes}

@@ -47,7 +47,7 @@ def stride_edits(own: list[Resampling], strides: tuple[int, ...], reduction: int
     """
     edits: list[Edit] = [Width(level=i, factor=factor) for i, factor in enumerate(widen) if factor > 1]
     downs, ups = [row for row in own if row.kind in DOWN], [row for row in own if row.kind == "up"]
-    edits.append(Stem(path=own[0].layers[0], stride=strides[0]))
+    edits.append(Stem(layers=own[0].layers, stride=strides[0]))
     mirrored = [*[()] * (len(downs) - len(ups)), *[row.layers for row in reversed(ups)]]
     for row, stride, mirror in reversed(list(zip(downs, strides[1:], mirrored, strict=True))):
         if row.stride > 1 and stride == 1:
