@@ -1,6 +1,7 @@
 """Every setting, as frozen dataclasses. Imports no torch: help stays fast."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from .errors import UserError
@@ -51,8 +52,9 @@ class LossConfig:
     The teacher is run as far as they need: not at all for task alone, without output to the last map that is compared.
 
     Args:
-        task: weight of the noise-prediction loss, MSE(epsilon, noise).
-        output: weight of MSE(epsilon, teacher's epsilon).
+        task: weight of the noise-prediction loss, MSE(epsilon, noise), of a classifier of the cross-entropy.
+        output: weight of MSE(epsilon, teacher's epsilon), of a classifier of the distillation of logits.
+        temperature: of a classifier, that softens the logits in output.
         guidance: of a class-conditional teacher with a null class, take its output under classifier-free guidance of
             this scale (1 is none), two passes of the teacher, for the student to learn in one. Then output is 1 and
             task 0 where nothing else is said, since images are of no guidance.
@@ -75,6 +77,7 @@ class LossConfig:
 
     task: float | None = None
     output: float | None = None
+    temperature: float | None = None
     guidance: float | None = None
     red: float | None = None
     red_distance: Literal["mse", "cosine"] | None = None
@@ -91,6 +94,8 @@ class LossConfig:
 
 BATCH_SIZE = 64
 """The default global batch, and that of ``auto``."""
+CLIP_NORMS = {"adam": 0.05, "sgd": 0.0}
+"""The default ``max_grad_norm`` by optimizer."""
 FREE = "free"
 """As ``memory_budget``: what a GPU has."""
 
@@ -106,12 +111,17 @@ class TrainingConfig:
         gradient_accumulation: micro-batches per optimizer step.
         memory_budget: choose gradient_accumulation, so that the micro-batches of each process are as large as fit into
             so much memory, as 16GiB, by the tensors of an eager step; free: into 80% of what is free on the GPU.
-        learning_rate: of Adam, after the warm-up.
+        optimizer: adam, or sgd with Nesterov momentum 0.9.
+        learning_rate: after the warm-up; of sgd 0.1 is usual.
+        weight_decay: of all that is trained, biases and BatchNorm too; of adam decoupled from its gradient (AdamW).
         warmup_steps: optimizer steps over which the learning rate rises from 0.
-        schedule: learning rate after the warm-up, constant or cosine (to 0 at the last step).
-        max_grad_norm: gradients are clipped to this norm. Adam does not see their scale: so low that it nearly always
-            clips, it keeps rare large gradients from counting more than others.
-        ema_decay: decay of the exponential moving average that is saved and sampled.
+        schedule: learning rate after the warm-up, constant, cosine (to 0 at the last step) or steps (at milestones).
+        milestones: of the schedule steps, the shares of the steps after which the learning rate falls.
+        milestone_factor: what it is multiplied by at each.
+        max_grad_norm: gradients are clipped to this norm, 0 for not. auto is 0.05 of adam and 0 of sgd. Adam does not
+            see their scale: so low that it nearly always clips, it keeps rare large gradients from counting more than
+            others.
+        ema_decay: decay of the exponential moving average that is saved and sampled; 0 for the weights themselves.
         mixed_precision: no, bf16 or fp16, through Accelerate.
         gradient_checkpointing: keep less of the student's residual blocks for the backward pass, and compute it again
             there: less memory and more time, the same numbers.
@@ -123,7 +133,8 @@ class TrainingConfig:
             else 0.
         num_workers: for each process, processes that load images, where they are not held in memory.
         log_every: steps between rows of metrics.jsonl and TensorBoard.
-        sample_every: steps between sample grids from fixed noise; 0 for none.
+        sample_every: steps between sample grids from fixed noise, of a classifier between its accuracies on held-out
+            images; 0 for none.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: newest checkpoints kept; 0 keeps all.
     """
@@ -132,10 +143,14 @@ class TrainingConfig:
     batch_size: int | Literal["auto"] = BATCH_SIZE
     gradient_accumulation: int = 1
     memory_budget: str | None = None
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 1e-3
+    weight_decay: float = 0.0
     warmup_steps: int = 50
-    schedule: Literal["constant", "cosine"] = "cosine"
-    max_grad_norm: float = 0.05
+    schedule: Literal["constant", "cosine", "steps"] = "cosine"
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
+    milestone_factor: float = 0.1
+    max_grad_norm: float | Literal["auto"] = "auto"
     ema_decay: float = 0.999
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
@@ -153,7 +168,15 @@ class TrainingConfig:
         assert self.batch_size != "auto"
         return self.batch_size
 
+    @property
+    def clip_norm(self) -> float:
+        """``max_grad_norm``, which is a number once this is made; infinite for 0."""
+        assert self.max_grad_norm != "auto"
+        return self.max_grad_norm or float("inf")
+
     def __post_init__(self) -> None:
+        if self.max_grad_norm == "auto":
+            object.__setattr__(self, "max_grad_norm", CLIP_NORMS[self.optimizer])
         if self.batch_size == "auto":
             object.__setattr__(self, "batch_size", BATCH_SIZE)
             object.__setattr__(self, "memory_budget", self.memory_budget or FREE)
@@ -171,9 +194,14 @@ class TrainingConfig:
         for name in ("warmup_steps", "num_workers", "sample_every", "keep_checkpoints"):
             if getattr(self, name) < 0:
                 raise UserError(f"training.{name} must be at least 0, not {getattr(self, name)}")
-        for name in ("learning_rate", "max_grad_norm"):
+        for name in ("learning_rate", "milestone_factor"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"training.{name} must be positive, not {getattr(self, name)}")
+        for name in ("max_grad_norm", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"training.{name} must be a finite number from 0 on, not {getattr(self, name)}")
+        if not all(0 < one < other for one, other in pairwise([*self.milestones, 1.0])):
+            raise UserError(f"training.milestones must rise between 0 and 1, not {self.milestones}")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"training.ema_decay must be at least 0 and below 1, not {self.ema_decay}")
         if self.label_dropout is not None and not 0 <= self.label_dropout < 1:

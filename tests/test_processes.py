@@ -66,10 +66,28 @@ def test_names_and_values_of_the_state_stay():
 
 
 def test_other_norms_stay_as_they_are():
-    network = nn.Sequential(nn.BatchNorm2d(8), REDBlock(8, norm="group"))
+    network = nn.Sequential(nn.GroupNorm(2, 8), REDBlock(8, norm="group"))
     kinds = [type(module) for module in network.modules()]
     share_batch_norms(network)
     assert [type(module) for module in network.modules()] == kinds
+
+
+def test_what_follows_inside_a_batch_norm_is_kept():
+    """As timm's BatchNormAct2d has its activation."""
+
+    class Activated(nn.BatchNorm2d):
+        def __init__(self) -> None:
+            super().__init__(8)
+            self.act = nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(super().forward(x))
+
+    norm, x = Activated().eval(), torch.randn(4, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    expected = norm(x)
+    share_batch_norms(norm)
+    assert torch.equal(norm(x), expected)
+    assert expected.min() == 0
 
 
 # --- whole runs: RED BatchNorm, accumulation, loading processes, batches that straddle epochs

@@ -25,8 +25,9 @@ from ..sources.teacher import Teacher
 from ..students.derive import build_student
 from ..students.network import build_on_meta
 from ..students.plan import StudentPlan
+from .comparison import comparing, feature_terms, make_regressors
 from .gradient import Batch, Objective
-from .objective import alignment, comparing, distillation_objective, feature_terms, make_regressors
+from .objective import alignment, distillation_objective
 from .step import OptimizerStep
 
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -91,7 +92,7 @@ def distillation_memory(
         unet, student = _with_weights(build_on_meta(config)), build_student(config, plan)
         regressors = make_regressors(loss, aligned, seed=0)
         teacher = Teacher(unet.requires_grad_(False), scheduler, "", "")
-        with comparing(unet, student, plan, aligned if feature_terms(loss) else ()) as compared:
+        with comparing(unet, student, aligned if feature_terms(loss) else ()) as compared:
             objective = distillation_objective(teacher, plan, loss, compared, device, null)
             return _measured(student, regressors, objective, weights, training, processes, device, unet.parameters())
 
