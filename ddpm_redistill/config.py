@@ -209,6 +209,22 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassificationConfig:
+    """What the images of a classifier are, beside its data.
+
+    Args:
+        held_out: the images that its accuracy is taken of, none of which it learns from: a share of the data, drawn by
+            the seed (0 for none), or another source of images with labels, as the test set of a data set.
+        crop: what is cut out of an image at random each time it is learned from: padded (the image with 4 black pixels
+            around it, moved by up to 4), resized (8 to 100% of its area, at 3:4 to 4:3, made as large as the image),
+            none; auto is padded below 96 pixels a side and resized from there on.
+    """
+
+    held_out: float | str = 0.1
+    crop: Literal["auto", "padded", "resized", "none"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """One distillation.
 

@@ -47,10 +47,13 @@ PAPER_LOSS = {**NO_TERM, "task": 1.0, "red": 50.0, "weighting": "none", "gamma":
 PAPER_LOSS["feature_share"] = 1.0
 
 
+LEFT = ("guidance", "temperature")
+
+
 def settled(config: DistillConfig) -> tuple[dict, dict]:
-    """Of student and loss, without loss.guidance, which no recipe sets."""
+    """Of student and loss, without loss.guidance and temperature, which no recipe sets."""
     found = resolve(config)
-    return vars(found.student), {name: value for name, value in vars(found.loss).items() if name != "guidance"}
+    return vars(found.student), {name: value for name, value in vars(found.loss).items() if name not in LEFT}
 
 
 def test_redistill_is_the_papers():

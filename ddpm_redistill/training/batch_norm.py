@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from ..config import TrainingConfig
+
 
 class BatchNormOverProcesses(nn.BatchNorm2d):
     """nn.BatchNorm2d whose training statistics are over the batches of all processes, which must be of one size.
@@ -58,6 +60,14 @@ class _Gather(torch.autograd.Function):
         total = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total[distributed.get_rank()]
+
+
+def batch_norm_record(network: nn.Module, training: TrainingConfig) -> dict[str, int]:
+    """What a run keeps of a network with BatchNorm, whose result depends on it: the images of a micro-batch over all
+    processes, over which it takes its statistics."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        return {}
+    return {"batch_norm_over": training.global_batch // training.gradient_accumulation}
 
 
 def share_batch_norms(network: nn.Module) -> None:

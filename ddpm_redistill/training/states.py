@@ -36,7 +36,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, flat: FlatParameters) -> d
     entry = optimizer.state.get(flat.vector)
     if not entry:
         return {}
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for kind in KINDS[type(optimizer).__name__]:
         value = entry[kind]
         pieces = flat.views(value) if value.dim() else {name: value.clone() for name in flat.parameters}
