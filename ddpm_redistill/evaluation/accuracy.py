@@ -71,8 +71,8 @@ def confusion_counts(predicted: Tensor, labels: Tensor, num_classes: int) -> Ten
 
 
 def agreement(one: Tensor, other: Tensor) -> dict[str, Any]:
-    """``agreement``, the share of the images of which two classifiers, logits (N, K) each, predict the same class, right or
-    wrong, and its interval.
+    """``agreement``, the share of the images of which two classifiers, logits (N, K) each, predict the same class,
+    right or wrong, and its interval.
 
     Raises:
         UserError: they have different numbers of classes.

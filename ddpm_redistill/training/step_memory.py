@@ -139,10 +139,8 @@ def classification_memory(
         network, batches = student(), _image_batches(shape, training, processes, device)
         if teacher is None or loss is None:
             return _measured(network, None, teaching_objective, {"task": 1.0}, training, batches, device)
-        frozen, weights = (
-            teacher().requires_grad_(False).eval(),
-            {name: float(getattr(loss, name)) for name in LOSS_TERMS},
-        )
+        frozen = teacher().requires_grad_(False).eval()
+        weights = {name: float(getattr(loss, name)) for name in LOSS_TERMS}
         regressors = make_regressors(loss, places, seed=0)
         with comparing(frozen, network, places if feature_terms(loss) else ()) as compared:
             objective = classify.distillation_objective(frozen, loss, compared)
