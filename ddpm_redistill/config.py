@@ -170,13 +170,10 @@ class TrainingConfig:
 
     @property
     def clip_norm(self) -> float:
-        """``max_grad_norm``, which is a number once this is made; infinite for 0."""
-        assert self.max_grad_norm != "auto"
-        return self.max_grad_norm or float("inf")
+        """``max_grad_norm`` as a number, 0 for none; a run settles it once the optimizer is known."""
+        return CLIP_NORMS[self.optimizer] if self.max_grad_norm == "auto" else self.max_grad_norm
 
     def __post_init__(self) -> None:
-        if self.max_grad_norm == "auto":
-            object.__setattr__(self, "max_grad_norm", CLIP_NORMS[self.optimizer])
         if self.batch_size == "auto":
             object.__setattr__(self, "batch_size", BATCH_SIZE)
             object.__setattr__(self, "memory_budget", self.memory_budget or FREE)
@@ -197,9 +194,9 @@ class TrainingConfig:
         for name in ("learning_rate", "milestone_factor"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"training.{name} must be positive, not {getattr(self, name)}")
-        for name in ("max_grad_norm", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"training.{name} must be a finite number from 0 on, not {getattr(self, name)}")
+        for name, value in (("max_grad_norm", self.clip_norm), ("weight_decay", self.weight_decay)):
+            if not 0 <= value < float("inf"):
+                raise UserError(f"training.{name} must be a finite number from 0 on, not {value}")
         if not all(0 < one < other for one, other in pairwise([*self.milestones, 1.0])):
             raise UserError(f"training.milestones must rise between 0 and 1, not {self.milestones}")
         if not 0 <= self.ema_decay < 1:

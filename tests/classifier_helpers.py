@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ddpm_redistill.training.classify import (
 )
 from ddpm_redistill.training.comparison import Place, comparing, feature_terms, make_regressors, objectives_by_step
 from ddpm_redistill.training.run import open_run
+from ddpm_redistill.training.step_memory import StepMemory
 
 SIZE, CLASSES = 16, ("red", "green", "blue")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
@@ -77,12 +79,18 @@ def refuse(source: str) -> ImageSource:
     raise AssertionError(source)
 
 
+def no_memory(training: TrainingConfig) -> StepMemory:
+    raise AssertionError("no memory_budget is given")
+
+
 def train_classifier(
     folder: Path, *, loss: dict[str, Any] | None = None, resume: bool = False, dropout: float = 0.1, **training: Any
 ) -> nn.Module:
     """A teacher, or with ``loss`` a student of a random one -> it."""
     config = TeachConfig(output_dir=str(folder), training=TrainingConfig(**{**SGD, **training}))
-    run = open_run(config, resume=resume, anyway=False).settled(config)
+    run = open_run(config, resume=resume, anyway=False)
+    config = replace(config, training=run.fitted(config.training, no_memory))
+    run = run.settled(config)
     data = labelled_images(squares(), ClassificationConfig(held_out=0.25), config.seed, refuse)
     network = TinyClassifier((1, 2) if loss is None else (2, 1), dropout=dropout)
     records = run.records({}, {**data.records(), **batch_norm_record(network, config.training)})

@@ -12,6 +12,7 @@ from typing import Any
 import classifier_helpers
 import pytest
 import torch
+import yaml
 from classifier_helpers import (
     CLASSES,
     MEAN,
@@ -202,6 +203,7 @@ def test_sgd_is_torchs_over_all_parameters(tmp_path):
         optimizer.zero_grad()
         F.cross_entropy(network(batch["images"]), batch["class_labels"]).backward()
         optimizer.step()
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["max_grad_norm"] == 0
     for name, value in network.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], value, msg=name)
     saved = load_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])

@@ -36,8 +36,10 @@ class Run:
     anyway: bool
 
     def fitted(self, training: TrainingConfig, memory_of: MemoryOf) -> TrainingConfig:
-        """With the micro-batches that its ``memory_budget`` asks for, said in a line; a run that is resumed keeps its
-        own. Raises UserError as ``fit.fitted``, or the batch does not divide by them."""
+        """With the limit of the gradient as a number, and the micro-batches that its ``memory_budget`` asks for, said
+        in a line; a run that is resumed keeps its own. Raises UserError as ``fit.fitted``, or the batch does not divide by
+        them."""
+        training = replace(training, max_grad_norm=training.clip_norm)
         if training.memory_budget is None:
             return training
         recorded = self.folder.recorded_accumulation() if self.resume else None

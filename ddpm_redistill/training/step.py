@@ -1,6 +1,7 @@
 """One optimizer step, and what lives from one to the next: the trained vector, its gradient, the optimizer's
 state, the average. The loop runs it on images, ``step_memory.py`` on tensors without data."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,7 +75,7 @@ class OptimizerStep:
         if self.accelerator.num_processes > 1:  # all gradients are one vector: reduced at once, and once a step
             self.flat.gradient.copy_(self.accelerator.reduce(self.flat.gradient, "mean"))
         self.accelerator.unscale_gradients()
-        norm = self.flat.clip_gradient(self.config.clip_norm)
+        norm = self.flat.clip_gradient(self.config.clip_norm or math.inf)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad(set_to_none=False)
         if not self.prepared_optimizer.step_was_skipped:
