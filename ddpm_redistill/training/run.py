@@ -37,8 +37,11 @@ class Run:
 
     def fitted(self, training: TrainingConfig, memory_of: MemoryOf) -> TrainingConfig:
         """With the limit of the gradient as a number, and the micro-batches that its ``memory_budget`` asks for, said
-        in a line; a run that is resumed keeps its own. Raises UserError as ``fit.fitted``, or the batch does not divide by
-        them."""
+        in a line; a run that is resumed keeps its own.
+
+        Raises:
+            UserError: as ``fit.fitted``, or the batch does not divide by them.
+        """
         training = replace(training, max_grad_norm=training.clip_norm)
         if training.memory_budget is None:
             return training
