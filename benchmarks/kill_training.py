@@ -27,8 +27,7 @@ from typing import Any
 
 from ddpm_redistill.cli import main as command_line
 from ddpm_redistill.files import read_metrics
-from ddpm_redistill.training import draws, loop
-from ddpm_redistill.training import run as run_module
+from ddpm_redistill.training import denoise, draws, loop
 
 ROOT = Path(__file__).parent.parent
 PHASES = ("data", "step", "save", "evaluation", "student")
@@ -174,10 +173,10 @@ def child(write: int, argv: list[str]) -> None:
         return wrapper
 
     for phase, owner, name in (
-        ("data", draws.Draws, "noise"),
+        ("data", draws.Draws, "drawn"),
         ("save", loop, "save_checkpoint"),
-        ("evaluation", loop, "sample_grid"),
-        ("student", run_module, "write_pipeline"),
+        ("evaluation", denoise, "sample_grid"),
+        ("student", denoise, "write_folder"),
     ):
         setattr(owner, name, announced(phase, getattr(owner, name)))
     command_line(argv)

@@ -60,6 +60,7 @@ from ddpm_redistill.sources.images import open_images
 from ddpm_redistill.sources.teacher import load_teacher
 from ddpm_redistill.training import distill as distill_module
 from ddpm_redistill.training import loop
+from ddpm_redistill.training.denoise import Denoise
 from ddpm_redistill.training.draws import Draws
 from ddpm_redistill.training.run_folder import settings_text
 
@@ -116,10 +117,9 @@ def plain_loop(teacher_ref: str, config: DistillConfig, folder: Path) -> PlainLo
     unet = dict(teacher.unet.config)
     draws = Draws(
         open_images(config.data, image_size=unet["sample_size"], channels=unet["in_channels"]),
+        Denoise(scheduler=teacher.scheduler),
         seed=config.seed,
         batch_size=config.training.batch_size,
-        num_train_timesteps=teacher.scheduler.config.num_train_timesteps,
-        horizontal_flip=False,
     )
     return PlainLoop(teacher.unet, teacher.scheduler, plan_student(unet, student), draws, LEARNING_RATE, folder)
 

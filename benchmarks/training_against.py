@@ -36,9 +36,15 @@ def draws_seconds(name: str, batches: int = 60) -> float:
 
     channels, size = DRAWS[name]
     pixels = torch.randint(256, (5000, channels, 32, 32), dtype=torch.uint8)
-    draws = Draws(
-        ImageSource(5000, pixels, name, name), seed=0, batch_size=size, num_train_timesteps=1000, horizontal_flip=True
-    )
+    images, common = ImageSource(5000, pixels, name, name), {"seed": 0, "batch_size": size}
+    if "task" in signature(Draws).parameters:
+        from diffusers import DDPMScheduler
+
+        from ddpm_redistill.training.denoise import Denoise
+
+        draws = Draws(images, Denoise(scheduler=DDPMScheduler(), horizontal_flip=True), **common)
+    else:
+        draws = Draws(images, num_train_timesteps=1000, horizontal_flip=True, **common)
     whole: dict[str, Any] = {"first_step": 0, "last_step": batches + 1, "rank": 0, "processes": 1}
     whole |= {"accumulation": 1, "num_workers": 0}
     if "device" in signature(micro_batches).parameters:

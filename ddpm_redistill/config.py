@@ -1,6 +1,7 @@
 """Every setting, as frozen dataclasses. Imports no torch: help stays fast."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from .errors import UserError
@@ -51,8 +52,9 @@ class LossConfig:
     The teacher is run as far as they need: not at all for task alone, without output to the last map that is compared.
 
     Args:
-        task: weight of the noise-prediction loss, MSE(epsilon, noise).
-        output: weight of MSE(epsilon, teacher's epsilon).
+        task: weight of the noise-prediction loss, MSE(epsilon, noise), of a classifier of the cross-entropy.
+        output: weight of MSE(epsilon, teacher's epsilon), of a classifier of the distillation of logits.
+        temperature: of a classifier, that softens the logits in output.
         guidance: of a class-conditional teacher with a null class, take its output under classifier-free guidance of
             this scale (1 is none), two passes of the teacher, for the student to learn in one. Then output is 1 and
             task 0 where nothing else is said, since images are of no guidance.
@@ -75,6 +77,7 @@ class LossConfig:
 
     task: float | None = None
     output: float | None = None
+    temperature: float | None = None
     guidance: float | None = None
     red: float | None = None
     red_distance: Literal["mse", "cosine"] | None = None
@@ -91,6 +94,8 @@ class LossConfig:
 
 BATCH_SIZE = 64
 """The default global batch, and that of ``auto``."""
+CLIP_NORMS = {"adam": 0.05, "sgd": 0.0}
+"""The default ``max_grad_norm`` by optimizer."""
 FREE = "free"
 """As ``memory_budget``: what a GPU has."""
 
@@ -106,12 +111,17 @@ class TrainingConfig:
         gradient_accumulation: micro-batches per optimizer step.
         memory_budget: choose gradient_accumulation, so that the micro-batches of each process are as large as fit into
             so much memory, as 16GiB, by the tensors of an eager step; free: into 80% of what is free on the GPU.
-        learning_rate: of Adam, after the warm-up.
+        optimizer: adam, or sgd with Nesterov momentum 0.9.
+        learning_rate: after the warm-up; of sgd 0.1 is usual.
+        weight_decay: of all that is trained, biases and BatchNorm too; of adam decoupled from its gradient (AdamW).
         warmup_steps: optimizer steps over which the learning rate rises from 0.
-        schedule: learning rate after the warm-up, constant or cosine (to 0 at the last step).
-        max_grad_norm: gradients are clipped to this norm. Adam does not see their scale: so low that it nearly always
-            clips, it keeps rare large gradients from counting more than others.
-        ema_decay: decay of the exponential moving average that is saved and sampled.
+        schedule: learning rate after the warm-up, constant, cosine (to 0 at the last step) or steps (at milestones).
+        milestones: of the schedule steps, the shares of the steps after which the learning rate falls.
+        milestone_factor: what it is multiplied by at each.
+        max_grad_norm: gradients are clipped to this norm, 0 for not. auto is 0.05 of adam and 0 of sgd. Adam does not
+            see their scale: so low that it nearly always clips, it keeps rare large gradients from counting more than
+            others.
+        ema_decay: decay of the exponential moving average that is saved and sampled; 0 for the weights themselves.
         mixed_precision: no, bf16 or fp16, through Accelerate.
         gradient_checkpointing: keep less of the student's residual blocks for the backward pass, and compute it again
             there: less memory and more time, the same numbers.
@@ -123,7 +133,8 @@ class TrainingConfig:
             else 0.
         num_workers: for each process, processes that load images, where they are not held in memory.
         log_every: steps between rows of metrics.jsonl and TensorBoard.
-        sample_every: steps between sample grids from fixed noise; 0 for none.
+        sample_every: steps between sample grids from fixed noise, of a classifier between its accuracies on held-out
+            images; 0 for none.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: newest checkpoints kept; 0 keeps all.
     """
@@ -132,10 +143,14 @@ class TrainingConfig:
     batch_size: int | Literal["auto"] = BATCH_SIZE
     gradient_accumulation: int = 1
     memory_budget: str | None = None
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 1e-3
+    weight_decay: float = 0.0
     warmup_steps: int = 50
-    schedule: Literal["constant", "cosine"] = "cosine"
-    max_grad_norm: float = 0.05
+    schedule: Literal["constant", "cosine", "steps"] = "cosine"
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
+    milestone_factor: float = 0.1
+    max_grad_norm: float | Literal["auto"] = "auto"
     ema_decay: float = 0.999
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
@@ -152,6 +167,11 @@ class TrainingConfig:
         """``batch_size``, which is a number once this is made."""
         assert self.batch_size != "auto"
         return self.batch_size
+
+    @property
+    def clip_norm(self) -> float:
+        """``max_grad_norm`` as a number, 0 for none; a run settles it once the optimizer is known."""
+        return CLIP_NORMS[self.optimizer] if self.max_grad_norm == "auto" else self.max_grad_norm
 
     def __post_init__(self) -> None:
         if self.batch_size == "auto":
@@ -171,13 +191,34 @@ class TrainingConfig:
         for name in ("warmup_steps", "num_workers", "sample_every", "keep_checkpoints"):
             if getattr(self, name) < 0:
                 raise UserError(f"training.{name} must be at least 0, not {getattr(self, name)}")
-        for name in ("learning_rate", "max_grad_norm"):
+        for name in ("learning_rate", "milestone_factor"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"training.{name} must be positive, not {getattr(self, name)}")
+        for name, value in (("max_grad_norm", self.clip_norm), ("weight_decay", self.weight_decay)):
+            if not 0 <= value < float("inf"):
+                raise UserError(f"training.{name} must be a finite number from 0 on, not {value}")
+        if not all(0 < one < other for one, other in pairwise([*self.milestones, 1.0])):
+            raise UserError(f"training.milestones must rise between 0 and 1, not {self.milestones}")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"training.ema_decay must be at least 0 and below 1, not {self.ema_decay}")
         if self.label_dropout is not None and not 0 <= self.label_dropout < 1:
             raise UserError(f"training.label_dropout must be at least 0 and below 1, not {self.label_dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig:
+    """What the images of a classifier are, beside its data.
+
+    Args:
+        held_out: the images that its accuracy is taken of, none of which it learns from: a share of the data, drawn by
+            the seed (0 for none), or another source of images with labels, as the test set of a data set.
+        crop: what is cut out of an image at random each time it is learned from: padded (the image with 4 black pixels
+            around it, moved by up to 4), resized (8 to 100% of its area, at 3:4 to 4:3, made as large as the image),
+            none; auto is padded below 96 pixels a side and resized from there on.
+    """
+
+    held_out: float | str = 0.1
+    crop: Literal["auto", "padded", "resized", "none"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,18 @@ CLASSIFIER_STUDENT = {
     "start": "teacher",
 }
 """Of a classifier's student."""
+CLASSIFIER_LOSS = {
+    **NO_TERM,
+    "task": 1.0,
+    "red": 1.0,
+    "red_distance": "cosine",
+    "temperature": 4.0,
+    "feature_share": 1.0,
+}
+"""Of a classifier's student: the paper's for ImageNet; the temperature, which counts once output has a weight, is that
+of Crowley et al. 2018, arXiv 1711.02613."""
+OF_DDPMS = ("guidance", "weighting", "gamma", "clip_sample")
+"""Settings of the loss that are of a DDPM alone."""
 
 # What each recipe says for the settings that a config leaves open; docs/recipe.md says why.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -79,10 +91,7 @@ def resolve(config: DistillConfig, default: str = DEFAULT) -> DistillConfig:
     student = {**recipe["student"], **_given(config.student)}
     guidance = config.loss.guidance
     loss = {**recipe["loss"], **({} if guidance is None else GUIDED_LOSS), **_given(config.loss)}
-    weights = {name: loss[name] for name in LOSS_TERMS}
-    for name, weight in weights.items():
-        if not 0 <= weight < float("inf"):
-            raise UserError(f"loss.{name} must be zero or positive, not {weight}")
+    weights = _checked_weights(loss)
     if guidance is not None and not 0 <= guidance < float("inf"):
         raise UserError(f"loss.guidance must be a finite number from 0 on, not {guidance}")
     if guidance is not None and (weights["task"] or not weights["output"]):
@@ -92,6 +101,36 @@ def resolve(config: DistillConfig, default: str = DEFAULT) -> DistillConfig:
         )
     if not 0 < loss["gamma"] < float("inf"):
         raise UserError(f"loss.gamma must be positive, not {loss['gamma']}")
+    _check_share(loss, weights)
+    return replace(config, recipe=chosen, student=StudentConfig(**student), loss=LossConfig(**loss))
+
+
+def classifier_loss(given: LossConfig) -> LossConfig:
+    """The loss of a classifier's student, with every setting that was left open filled in.
+
+    Raises:
+        UserError: a setting that only a DDPM has, a negative weight, or no loss at all.
+    """
+    for name in OF_DDPMS:
+        if getattr(given, name) is not None:
+            raise UserError(f"loss.{name} is set, which is of a DDPM's noise, and this is a classifier: leave it out")
+    loss = {**CLASSIFIER_LOSS, **_given(given)}
+    weights = _checked_weights(loss)
+    if not 0 < loss["temperature"] < float("inf"):
+        raise UserError(f"loss.temperature must be positive, not {loss['temperature']}")
+    _check_share(loss, weights)
+    return LossConfig(**loss)
+
+
+def _checked_weights(loss: dict[str, Any]) -> dict[str, float]:
+    weights = {name: loss[name] for name in LOSS_TERMS}
+    for name, weight in weights.items():
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"loss.{name} must be zero or positive, not {weight}")
+    return weights
+
+
+def _check_share(loss: dict[str, Any], weights: dict[str, float]) -> None:
     if not 0 < loss["feature_share"] <= 1:
         raise UserError(f"loss.feature_share must be above 0 and at most 1, not {loss['feature_share']}")
     if not any(weights.values()):
@@ -99,7 +138,6 @@ def resolve(config: DistillConfig, default: str = DEFAULT) -> DistillConfig:
         raise UserError(f"all loss weights are 0: nothing would be learned, set one of {names}")
     if loss["feature_share"] < 1 and not weights["task"] + weights["output"]:
         raise UserError("loss.task and loss.output are 0: nothing is left after loss.feature_share, set it to 1")
-    return replace(config, recipe=chosen, student=StudentConfig(**student), loss=LossConfig(**loss))
 
 
 def _given(config: StudentConfig | LossConfig) -> dict[str, Any]:

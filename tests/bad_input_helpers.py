@@ -156,6 +156,10 @@ def rows() -> list[Row]:
         Row(
             "a learning rate that is no number", f"{distill} --training.learning_rate .nan", "must be positive, not nan"
         ),
+        Row("an unknown optimizer", f"{distill} --training.optimizer rmsprop", "training.optimizer"),
+        Row("a negative weight decay", f"{distill} --training.weight_decay -1", "must be a finite number from 0 on"),
+        Row("milestones that fall", f"{distill} --training.milestones [0.6,0.3]", "must rise between 0 and 1"),
+        Row("a temperature for a DDPM", f"{distill} --loss.temperature 4", "softens the logits of a classifier"),
         Row("a negative size", f"{distill} --image_size -16", "image_size must be at least 1, not -16"),
         Row("an unknown policy", f"{distill} --on_bad_image ignore", "on_bad_image"),
         Row("parts that do not divide the batch", f"{distill} --training.gradient_accumulation 3", "a multiple of 3"),

@@ -21,7 +21,7 @@ from ddpm_redistill.training.checkpoint import (
     newest_intact,
     save_checkpoint,
 )
-from ddpm_redistill.training.states import adam_state, restore_adam_state
+from ddpm_redistill.training.states import optimizer_state, restore_optimizer_state
 
 
 def checkpoint(step: int, value: float = 0.0) -> Checkpoint:
@@ -227,18 +227,18 @@ def test_a_restored_adam_goes_on_bit_for_bit(tmp_path, fused):
     model = network()
     flat = FlatParameters(dict(model.named_parameters()))
     adam = torch.optim.Adam([flat.vector], lr=0.01, fused=fused)
-    assert adam_state(adam, flat) == {}
+    assert optimizer_state(adam, flat) == {}
     for i in range(5):
         step(model, adam, i)
-    saved = Checkpoint(model.state_dict(), {}, adam_state(adam, flat), {"step": 5})
+    saved = Checkpoint(model.state_dict(), {}, optimizer_state(adam, flat), {"step": 5})
     read = load_checkpoint(save_checkpoint(tmp_path, saved, keep=0))
 
     other = network()
     other.load_state_dict(read.model)
     flat_other = FlatParameters(dict(other.named_parameters()))
     fresh = torch.optim.Adam([flat_other.vector], lr=0.01, fused=fused)
-    restore_adam_state(fresh, flat_other, read.optimizer)
-    restored = adam_state(fresh, flat_other)
+    restore_optimizer_state(fresh, flat_other, read.optimizer)
+    restored = optimizer_state(fresh, flat_other)
     assert restored.keys() == saved.optimizer.keys()
     assert {f"{kind}/0.weight" for kind in ("exp_avg", "exp_avg_sq", "step")} < restored.keys()
     assert {name: value.shape for name, value in restored.items() if name.startswith("exp_avg/")} == {
@@ -262,7 +262,7 @@ def test_the_adam_of_a_checkpoint_by_tensor_goes_on():
     names = [name for name, _ in model.named_parameters()]
     entries = by_tensor.state_dict()["state"].items()
     other.load_state_dict(model.state_dict())
-    restore_adam_state(adam, flat, {f"{kind}/{names[i]}": value for i, e in entries for kind, value in e.items()})
+    restore_optimizer_state(adam, flat, {f"{kind}/{names[i]}": value for i, e in entries for kind, value in e.items()})
     for i in range(3, 6):
         step(model, by_tensor, i)
         step(other, adam, i)
@@ -274,11 +274,11 @@ def test_the_adam_of_a_checkpoint_by_tensor_goes_on():
 def test_an_adam_of_another_network_is_refused(state):
     flat = FlatParameters(dict(network().named_parameters()))
     with pytest.raises(KeyError):
-        restore_adam_state(torch.optim.Adam([flat.vector]), flat, state)
+        restore_optimizer_state(torch.optim.Adam([flat.vector]), flat, state)
 
 
 def test_an_adam_of_other_shapes_is_refused():
     flat = FlatParameters(dict(network().named_parameters()))
     kinds = {f"{kind}/{name}": torch.ones(()) for name in flat.parameters for kind in ("step", "exp_avg", "exp_avg_sq")}
     with pytest.raises(RuntimeError, match="shape"):
-        restore_adam_state(torch.optim.Adam([flat.vector]), flat, kinds)
+        restore_optimizer_state(torch.optim.Adam([flat.vector]), flat, kinds)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 from training_helpers import SIZE, TRAIN, UNET, UNET_WEIGHTS, Killed, arguments, assert_same_run, kill_at, refused
 
@@ -23,9 +24,11 @@ from ddpm_redistill.sources.teacher import load_pipeline, load_teacher, sha256_o
 from ddpm_redistill.students.derive import derive_student
 from ddpm_redistill.students.plan import plan_student
 from ddpm_redistill.training.classes import Classes
+from ddpm_redistill.training.comparison import alignment, comparing
+from ddpm_redistill.training.denoise import Denoise
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.draws import Draws, micro_batches
-from ddpm_redistill.training.objective import alignment, comparing, distillation_objective
+from ddpm_redistill.training.objective import distillation_objective
 from ddpm_redistill.training.teach import build_teacher, teach
 
 CLASSES = ["ant", "bee", "cow"]
@@ -55,7 +58,8 @@ def draws_of(dropout: float, classes: Classes | None = None, batch: int = 40) ->
     if dropout >= 0:
         labels = torch.arange(60) % 3
         classes = Classes(labels, Conditioning(("a", "b", "c"), 3), dropout, None)
-    return Draws(source, seed=0, batch_size=batch, num_train_timesteps=1000, horizontal_flip=True, classes=classes)
+    task = Denoise(scheduler=DDPMScheduler(), horizontal_flip=True, classes=classes)
+    return Draws(source, task, seed=0, batch_size=batch)
 
 
 def batches(draws: Draws, steps: int = 20, processes: int = 1, accumulation: int = 1) -> list[dict[str, torch.Tensor]]:
@@ -194,7 +198,7 @@ def test_the_target_of_loss_guidance_is_the_guided_teacher(place: Path) -> None:
     images, noise = torch.rand(2, 3, 1, SIZE, SIZE, generator=generator)
     batch = {"images": images, "noise": noise, "timesteps": torch.tensor([5, 400, 900])}
     batch["class_labels"] = torch.tensor([1, 3, 0])
-    with comparing(teacher.unet, student, plan, alignment(dict(teacher.unet.config), plan)) as compared:
+    with comparing(teacher.unet, student, alignment(dict(teacher.unet.config), plan)) as compared:
         objective = distillation_objective(teacher, plan, loss, compared, torch.device("cpu"), null=3)
         parts = objective(student, batch)
     abar = teacher.scheduler.alphas_cumprod[batch["timesteps"]]
@@ -214,7 +218,7 @@ def test_the_target_of_loss_guidance_is_the_guided_teacher(place: Path) -> None:
 def red_without_guidance(teacher: Any, student: Any, plan: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The alignment with the teacher's maps of its conditional pass: guidance has no part in it."""
     loss = resolve(DistillConfig(loss=LossConfig(clip_sample=False, weighting="none"))).loss
-    with comparing(teacher.unet, student, plan, alignment(dict(teacher.unet.config), plan)) as compared:
+    with comparing(teacher.unet, student, alignment(dict(teacher.unet.config), plan)) as compared:
         return distillation_objective(teacher, plan, loss, compared, torch.device("cpu"))(student, batch)["red"]
 
 

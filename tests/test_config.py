@@ -47,10 +47,13 @@ PAPER_LOSS = {**NO_TERM, "task": 1.0, "red": 50.0, "weighting": "none", "gamma":
 PAPER_LOSS["feature_share"] = 1.0
 
 
+LEFT = ("guidance", "temperature")
+
+
 def settled(config: DistillConfig) -> tuple[dict, dict]:
-    """Of student and loss, without loss.guidance, which no recipe sets."""
+    """Of student and loss, without loss.guidance and temperature, which no recipe sets."""
     found = resolve(config)
-    return vars(found.student), {name: value for name, value in vars(found.loss).items() if name != "guidance"}
+    return vars(found.student), {name: value for name, value in vars(found.loss).items() if name not in LEFT}
 
 
 def test_redistill_is_the_papers():
@@ -123,7 +126,8 @@ def test_configs_are_frozen():
 BAD_TRAINING = [
     *[(name, 0) for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every")],
     *[(name, -1) for name in ("warmup_steps", "num_workers", "sample_every", "keep_checkpoints")],
-    *[(name, bad) for name in ("learning_rate", "max_grad_norm") for bad in (0.0, -1.0, float("inf"), float("nan"))],
+    *[(name, bad) for name in ("learning_rate", "milestone_factor") for bad in (0.0, -1.0, float("inf"), float("nan"))],
+    *[(name, bad) for name in ("max_grad_norm", "weight_decay") for bad in (-1.0, float("inf"), float("nan"))],
     *[("ema_decay", bad) for bad in (-0.1, 1.0, float("nan"))],
 ]
 
@@ -132,6 +136,19 @@ BAD_TRAINING = [
 def test_bad_training_settings_are_named(name, value):
     with pytest.raises(UserError, match=rf"training\.{name} must be .*, not"):
         TrainingConfig(**{name: value})
+
+
+@pytest.mark.parametrize("milestones", [[0.0], [1.0], [0.5, 0.5], [0.75, 0.5], [float("nan")]])
+def test_milestones_are_rising_shares(milestones):
+    with pytest.raises(UserError, match=r"training\.milestones must rise between 0 and 1"):
+        TrainingConfig(milestones=milestones)
+
+
+def test_the_optimizer_says_how_gradients_are_clipped():
+    assert TrainingConfig().clip_norm == 0.05
+    assert TrainingConfig(optimizer="sgd").clip_norm == 0
+    assert TrainingConfig(optimizer="sgd", max_grad_norm=2.0).clip_norm == 2
+    assert TrainingConfig(max_grad_norm=0.0).clip_norm == 0
 
 
 @pytest.mark.parametrize("name", ["warmup_steps", "num_workers", "sample_every", "keep_checkpoints"])

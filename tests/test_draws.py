@@ -9,10 +9,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch.utils.data import Dataset
 
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.sources.image_source import ImageSource
+from ddpm_redistill.training.denoise import Denoise
 from ddpm_redistill.training.draws import STREAM, Draws, epoch_order, micro_batches
 
 IMAGES, BATCH, STEPS = 5, 4, 8  # every batch but each fifth straddles two epochs
@@ -44,7 +46,7 @@ class Broken(Numbered):
 
 
 def make_draws(seed: int = 0, batch: int = BATCH, images: Dataset = Numbered(), flip: bool = True) -> Draws:  # noqa: B008
-    return Draws(images, seed=seed, batch_size=batch, num_train_timesteps=1000, horizontal_flip=flip)
+    return Draws(images, Denoise(scheduler=DDPMScheduler(), horizontal_flip=flip), seed=seed, batch_size=batch)
 
 
 def share(draws: Draws, **changes: int) -> list[dict[str, torch.Tensor]]:

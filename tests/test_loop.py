@@ -10,13 +10,14 @@ from training_helpers import TRAIN, Killed, assert_same_checkpoints, kill_at, me
 
 from ddpm_redistill.config import TrainingConfig
 from ddpm_redistill.errors import UserError
-from ddpm_redistill.pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ddpm_redistill.training.checkpoint import list_checkpoints, load_checkpoint
+from ddpm_redistill.training.denoise import Denoise
 from ddpm_redistill.training.draws import Draws, micro_batches
 from ddpm_redistill.training.loop import make_accelerator, train
 from ddpm_redistill.training.run_folder import RunFolder
 
 IMAGES = torch.randint(256, (10, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+TASK = Denoise(scheduler=DDPMScheduler(num_train_timesteps=100))
 
 
 class Affine(nn.Module):
@@ -52,13 +53,12 @@ def run_loop(folder: Path, *, loss_modules=None, resume=False, objective=objecti
     """Train a tiny network -> it, as the loop leaves it."""
     network = network or tiny_network()
     config = TrainingConfig(**{**TRAIN, "steps": 6, **changes})
-    draws = Draws(IMAGES, seed=0, batch_size=config.batch_size, num_train_timesteps=100, horizontal_flip=False)
-    sampler = RedDDPMPipeline(network, DDPMScheduler())
+    draws = Draws(IMAGES, TASK, seed=0, batch_size=config.batch_size)
     run = RunFolder(folder)
     folder.mkdir(exist_ok=True)
     accelerator = make_accelerator(config, run)
     train(
-        network, lambda _: objective, {"task": 1.0}, draws, sampler, config, run, accelerator,
+        network, lambda _: objective, {"task": 1.0}, draws, config, run, accelerator,
         resume=resume, loss_modules=loss_modules,
     )  # fmt: skip
     return network
@@ -88,7 +88,7 @@ def test_a_trained_network_has_memory_of_its_own(tmp_path):
 
 def test_gradients_of_the_losss_modules_are_clipped_with_the_networks(tmp_path):
     network, affine = tiny_network(), Affine()
-    draws = Draws(IMAGES, seed=0, batch_size=4, num_train_timesteps=100, horizontal_flip=False)
+    draws = Draws(IMAGES, TASK, seed=0, batch_size=4)
     whole = {"first_step": 0, "last_step": 1, "rank": 0, "processes": 1, "accumulation": 1, "num_workers": 0}
     batch = next(micro_batches(draws, **whole, device=torch.device("cpu")))
     objective(network.train(), batch, affine)["task"].backward()

@@ -18,15 +18,9 @@ from ddpm_redistill.sources.teacher import Teacher, load_teacher
 from ddpm_redistill.students.derive import derive_student
 from ddpm_redistill.students.plan import StudentPlan, plan_student
 from ddpm_redistill.training.checkpoint import list_checkpoints, load_checkpoint
+from ddpm_redistill.training.comparison import alignment, check_terms, comparing, make_regressors
 from ddpm_redistill.training.distill import distill
-from ddpm_redistill.training.objective import (
-    alignment,
-    check_terms,
-    comparing,
-    distillation_objective,
-    make_regressors,
-    objective_of_steps,
-)
+from ddpm_redistill.training.objective import distillation_objective, objective_of_steps
 
 OFF = {**dict.fromkeys(LOSS_TERMS, 0.0), "red_distance": "mse", "weighting": "none", "gamma": 5.0, "clip_sample": False}
 OFF["feature_share"] = 1.0
@@ -55,7 +49,7 @@ def parts_and_gradients(networks, loss: LossConfig, names: tuple[str, ...]):
     student.zero_grad(set_to_none=True)
     aligned = alignment(dict(teacher.unet.config), plan)
     regressors = make_regressors(loss, aligned, seed=0)
-    with comparing(teacher.unet, student, plan, aligned) as compared:
+    with comparing(teacher.unet, student, aligned) as compared:
         objective = distillation_objective(teacher, plan, loss, compared, torch.device("cpu"))
         parts = objective(student, batch_of(), *filter(None, [regressors]))
     sum(parts[name] for name in names).backward()
@@ -114,7 +108,7 @@ def test_the_last_timestep_of_a_zero_terminal_snr(networks, predicts, clip) -> N
     loss = LossConfig(**{**OFF, "task": 1.0, "output": 1.0, "clip_sample": clip, "weighting": "snr_plus_one"})
     batch = {**batch_of(), "timesteps": torch.tensor([999, 999, 999])}
     student.zero_grad(set_to_none=True)
-    with comparing(teacher.unet, student, plan, ()) as compared:
+    with comparing(teacher.unet, student, ()) as compared:
         parts = distillation_objective(other, plan, loss, compared, torch.device("cpu"))(student, batch)
     sum(parts.values()).backward()
     assert [float(part.detach()) for part in parts.values()] == [0, 0]
@@ -130,7 +124,7 @@ def test_the_clip_of_the_teachers_scheduler_is_the_one_that_counts(networks) -> 
         config = {**teacher.scheduler.config, "clip_sample": clips}
         other = replace(teacher, scheduler=type(teacher.scheduler).from_config(config))
         loss = LossConfig(**{**OFF, "task": 1.0, "output": 1.0, "clip_sample": clip_sample})
-        with comparing(teacher.unet, student, plan, ()) as compared:
+        with comparing(teacher.unet, student, ()) as compared:
             objective = distillation_objective(other, plan, loss, compared, torch.device("cpu"))
             return objective(
                 lambda noisy, timesteps, labels: SimpleNamespace(sample=torch.full_like(noisy, value)), batch
@@ -189,7 +183,7 @@ def test_terms_on_maps_count_in_their_share_of_the_steps(networks, share, steps,
     handle = teacher.unet.conv_in.register_forward_hook(lambda *args: ran.append(1))
     for output, others in ((0.0, {"task"}), (1.0, {"task", "output"})):
         loss = loss_of(task=1.0, red=2.0, output=output, feature_share=share)
-        with comparing(teacher.unet, student, plan, aligned) as compared:
+        with comparing(teacher.unet, student, aligned) as compared:
             objective_at = objective_of_steps(teacher, plan, loss, compared, steps, torch.device("cpu"))
             for step in range(steps):
                 ran.clear()

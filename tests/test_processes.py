@@ -10,7 +10,7 @@ import pytest
 import torch
 from process_helpers import BATCH, PROCESSES, Tensors, make_batch, make_blocks, run_blocks, run_on_processes
 from safetensors.torch import load_file
-from torch import nn
+from torch import distributed, nn
 from training_helpers import TRAIN, UNET_WEIGHTS, arguments, metrics, one_thread_environment, tool
 
 from ddpm_redistill.cli import main
@@ -66,10 +66,33 @@ def test_names_and_values_of_the_state_stay():
 
 
 def test_other_norms_stay_as_they_are():
-    network = nn.Sequential(nn.BatchNorm2d(8), REDBlock(8, norm="group"))
+    network = nn.Sequential(nn.GroupNorm(2, 8), REDBlock(8, norm="group"))
     kinds = [type(module) for module in network.modules()]
     share_batch_norms(network)
     assert [type(module) for module in network.modules()] == kinds
+
+
+def test_what_follows_inside_a_batch_norm_is_kept(monkeypatch):
+    """As timm's BatchNormAct2d has its activation; in training and in evaluation, of one process."""
+
+    class Activated(nn.BatchNorm2d):
+        def __init__(self) -> None:
+            super().__init__(8)
+            self.act = nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(super().forward(x))
+
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(distributed, "all_gather", lambda every, own: every[0].copy_(own))
+    norm, shared = Activated(), Activated()
+    share_batch_norms(shared)
+    x = torch.randn(4, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    for training in (True, False):
+        found, expected = shared.train(training)(x), norm.train(training)(x)
+        torch.testing.assert_close(found, expected)
+        assert expected.min() == 0
+    torch.testing.assert_close(shared.state_dict(), norm.state_dict())
 
 
 # --- whole runs: RED BatchNorm, accumulation, loading processes, batches that straddle epochs

@@ -31,8 +31,9 @@ from ddpm_redistill.sharing.card import write_card
 from ddpm_redistill.sources.teacher import load_teacher, sha256_of
 from ddpm_redistill.students.footprint import network_memory
 from ddpm_redistill.students.plan import plan_student
+from ddpm_redistill.training.comparison import comparing
 from ddpm_redistill.training.distill import distill
-from ddpm_redistill.training.objective import comparing, distillation_objective
+from ddpm_redistill.training.objective import distillation_objective
 
 
 def run(inputs: dict[str, str], folder: Path, **settings: Any) -> Path:
@@ -198,7 +199,7 @@ def objective_of(chain: dict[str, str], prediction_type: Any, loss: dict[str, fl
     plan = plan_student(config, StudentConfig(prediction_type=prediction_type, red_placement="none"))
     settings = resolve(distill_config(chain, Path("x"), loss={"red": 0.0, **loss})).loss
     cpu = torch.device("cpu")
-    with comparing(teacher.unet, teacher.unet, plan, ()) as compared:
+    with comparing(teacher.unet, teacher.unet, ()) as compared:
         return teacher, distillation_objective(teacher, plan, settings, compared, cpu)
 
 

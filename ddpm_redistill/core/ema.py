@@ -1,5 +1,8 @@
 """Exponential moving average of a network: parameters and floating-point buffers (BatchNorm statistics) alike."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -45,3 +48,16 @@ class EMA:
     def copy_to(self, network: nn.Module) -> None:
         """Put the averaged state into ``network``. Raises RuntimeError when the names or shapes differ."""
         network.load_state_dict(self.shadow)
+
+    @contextmanager
+    def held_by(self, network: nn.Module) -> Iterator[None]:
+        """Within the block ``network`` has the averaged state and is in evaluation mode; then its own again."""
+        own = {name: value.clone() for name, value in network.state_dict().items()}
+        training = network.training
+        self.copy_to(network)
+        network.eval()
+        try:
+            yield
+        finally:
+            network.load_state_dict(own)
+            network.train(training)

@@ -1,6 +1,6 @@
 """The labels of images in the numbers of a network's class embeddings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -45,19 +45,50 @@ def conditioned(
         names = {str(label): name for label, name in enumerate(classes)}
         return labels, _conditioning(num_class_embeds, names)
     conditioning = _conditioning(num_class_embeds, id2label)
-    numbers = {name: label for label, name in enumerate(conditioning.names)}
+    return numbered(images, conditioning.names, ref), conditioning
+
+
+def numbered(images: ImageSource, names: Sequence[str], ref: str) -> torch.Tensor:
+    """Labels int64 (N,) in the numbers of ``ref``, whose classes have ``names``: found by their names, or by their
+    numbers where the images' classes are numbers or both have as many and those of ``ref`` are numbers.
+
+    Raises:
+        UserError: there are no labels, or classes that are none of ``ref``.
+    """
+    labels, classes = labels_of_source(images, f"{ref} has classes")
+    numbers = {name: label for label, name in enumerate(names)}
     if all(name in numbers for name in classes):
-        return torch.tensor([numbers[name] for name in classes])[labels], conditioning
+        return torch.tensor([numbers[name] for name in classes])[labels]
     are_numbers = classes == tuple(str(label) for label in range(len(classes)))
-    theirs_are = conditioning.names == tuple(str(label) for label in range(conditioning.num_classes))
-    if len(classes) > conditioning.num_classes or not (are_numbers or (theirs_are and len(classes) == len(numbers))):
+    theirs_are = tuple(names) == tuple(str(label) for label in range(len(names)))
+    if len(classes) > len(names) or not (are_numbers or (theirs_are and len(classes) == len(names))):
         stranger = next(name for name in classes if name not in numbers)
-        known = ", ".join(conditioning.names[:5]) + (", ..." if conditioning.num_classes > 5 else "")
+        known = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise UserError(
-            f"{images.description}: class {stranger!r} is none of the {conditioning.num_classes} of {ref} ({known}):"
+            f"{images.description}: class {stranger!r} is none of the {len(names)} of {ref} ({known}):"
             " give the classes the names that it knows"
         )
-    return labels, conditioning
+    return labels
+
+
+def labels_of_classifier(
+    images: ImageSource, num_classes: int, names: Sequence[str] | None, ref: str
+) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Labels int64 (N,) in the numbers of the classifier of ``ref``, and the names of its classes: ``names``, or where
+    it has none those of the images, of which it then needs as many as it has outputs.
+
+    Raises:
+        UserError: there are no labels, or classes that are not the network's.
+    """
+    if names is not None:
+        return numbered(images, names, ref), tuple(names)
+    labels, classes = labels_of_source(images, f"{ref} is a classifier")
+    if len(classes) != num_classes:
+        raise UserError(
+            f"{ref} tells {num_classes} classes apart and names none, and {images.description} has {len(classes)}: as"
+            " many are needed"
+        )
+    return labels, classes
 
 
 def _conditioning(num_class_embeds: int, id2label: Mapping[str, str]) -> Conditioning:

@@ -1,6 +1,7 @@
 """The one kind of Dataset that every source of images becomes, and how to make it from pixels in memory."""
 
 import copy
+import functools
 import hashlib
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -81,6 +82,15 @@ class ImageSource(Dataset[torch.Tensor]):
         """All images, uint8 (N, C, image_size, image_size), of a source held in memory; not to be changed."""
         return self._images if isinstance(self._images, torch.Tensor) else None
 
+    def subset(self, indices: torch.Tensor, what: str) -> "ImageSource":
+        """Of these images those at ``indices``, int64 (n,), in that order; ``what`` they are, for the description."""
+        served = self._images
+        images = served[indices] if isinstance(served, torch.Tensor) else functools.partial(_chosen, served, indices)
+        digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().astype("<i8").tobytes()).hexdigest()
+        source = ImageSource(len(indices), images, f"{self.description}, {what}", digest)
+        source.labels, source.classes = None if self.labels is None else self.labels[indices], self.classes
+        return source
+
     def __len__(self) -> int:
         return self._length
 
@@ -93,6 +103,10 @@ class ImageSource(Dataset[torch.Tensor]):
             # A copy: what is changed in place must not change the source.
             return self._images[i].clone(memory_format=torch.contiguous_format)
         return self._images(i % self._length)
+
+
+def _chosen(images: Callable[[int], torch.Tensor], indices: torch.Tensor, i: int) -> torch.Tensor:
+    return images(int(indices[i]))
 
 
 def from_tensor(images: torch.Tensor, survey: Survey) -> ImageSource:

@@ -1,4 +1,4 @@
-"""BatchNorm of RED blocks over the batch of all processes, so that a student does not depend on their number.
+"""BatchNorm over the batch of all processes, so that what is trained does not depend on their number.
 
 torch's own SyncBatchNorm refuses tensors that are not on an accelerator, and many runs here are on CPUs.
 """
@@ -8,19 +8,26 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from ..pipelines.red_block import REDBlock
+from ..config import TrainingConfig
 
 
 class BatchNormOverProcesses(nn.BatchNorm2d):
     """nn.BatchNorm2d whose training statistics are over the batches of all processes, which must be of one size.
+
+    What a subclass has as members is applied to its output, in order: timm's BatchNormAct2d has a dropout and an
+    activation.
 
     (B, C, H, W) -> (B, C, H, W) in its dtype; statistics in float32 or better. All processes call it together.
     Gradients are those of the sum of all processes' losses: the loop takes their mean over the processes.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return super().forward(x)
+        x = self._over_processes(x) if self.training else super().forward(x)
+        for after in self.children():
+            x = after(x)
+        return x
+
+    def _over_processes(self, x: torch.Tensor) -> torch.Tensor:
         assert self.momentum is not None, "a cumulative average is not needed here"
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         own = torch.stack([wide.mean((0, 2, 3)), wide.var((0, 2, 3), correction=0)])  # (2, C)
@@ -55,13 +62,19 @@ class _Gather(torch.autograd.Function):
         return total[distributed.get_rank()]
 
 
+def batch_norm_record(network: nn.Module, training: TrainingConfig) -> dict[str, int]:
+    """What a run keeps of a network with BatchNorm, whose result depends on it: the images of a micro-batch over all
+    processes, over which it takes its statistics."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        return {}
+    return {"batch_norm_over": training.global_batch // training.gradient_accumulation}
+
+
 def share_batch_norms(network: nn.Module) -> None:
-    """Let the BatchNorms of a network's RED blocks take their statistics over all processes; in place.
+    """Let the BatchNorms of a network take their statistics over all processes; in place.
 
     Parameters, buffers, their names and what is saved stay as they are.
     """
-    for block in network.modules():
-        if isinstance(block, REDBlock):
-            for norm in block.children():
-                if type(norm) is nn.BatchNorm2d:
-                    norm.__class__ = BatchNormOverProcesses
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.__class__ = BatchNormOverProcesses

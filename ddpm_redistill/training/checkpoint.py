@@ -30,7 +30,7 @@ FILES = (*(f"{name}.safetensors" for name in TENSORS), "state.json", MANIFEST)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on: two network states by name, Adam's state, and counters as JSON."""
+    """All that a run needs to go on: two network states by name, the optimizer's, and counters as JSON."""
 
     model: dict[str, torch.Tensor]
     ema: dict[str, torch.Tensor]

@@ -19,8 +19,10 @@ from ..sources.teacher import Teacher, load_teacher
 from ..students.derive import derive_student
 from ..students.plan import plan_student
 from .classes import classes_of_teacher
+from .comparison import alignment, check_terms, comparing, feature_terms, make_regressors
+from .denoise import denoising
 from .gradient import place
-from .objective import alignment, check_terms, comparing, feature_terms, make_regressors, objective_of_steps
+from .objective import objective_of_steps
 from .run import open_run
 from .run_folder import settings_text
 from .step_memory import StepMemory, distillation_memory
@@ -46,6 +48,8 @@ def distill(
     """
     # 1. what was asked for, checked
     asked, config = config, resolve(config)
+    if config.loss.temperature is not None:
+        raise UserError("loss.temperature is set, which softens the logits of a classifier: leave it out")
     run = open_run(config, resume=resume, anyway=resume_anyway)
     teacher = load_teacher(config.teacher)
     side = side_of(config.image_size, teacher.unet.config.sample_size, teacher.pixels_per_latent)
@@ -99,15 +103,11 @@ def distill(
         scheduler = DDPMScheduler.from_config(teacher.scheduler.config, prediction_type=plan.options.prediction_type)
 
         # 3. training, and the folder that opens in diffusers
-        with comparing(teacher.unet, student, plan, aligned if feature_terms(config.loss) else ()) as compared:
+        with comparing(teacher.unet, student, aligned if feature_terms(config.loss) else ()) as compared:
             steps, device = config.training.steps, run.accelerator.device
             objective_at = objective_of_steps(teacher, plan, config.loss, compared, steps, device, null)
-            return run.train(
-                *(student, scheduler, objective_at, weights, images, "student"),
-                loss_modules=regressors,
-                classes=classes,
-                vqvae=teacher.vqvae,
-            )
+            task = denoising(config, scheduler, images, classes, teacher.vqvae)
+            return run.train(student, task, images, objective_at, weights, "student", loss_modules=regressors)
 
 
 def default_recipe(images: ImageSource) -> tuple[str, str]:

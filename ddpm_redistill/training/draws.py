@@ -1,9 +1,9 @@
 """What every sample of a run sees, as a function of the seed and its place, never of the global random state.
 
-Sample order is a function of (seed, epoch); noise, timesteps and flips of (seed, step) and the position in the global
-batch. One generator a step, on the device that trains, draws them for the whole global batch, and every process and
-micro-batch takes its share: so a resumed run, and a run on any number of processes with the same global batch, see the
-same numbers. A CPU and a GPU draw other numbers of the same distribution.
+Sample order is a function of (seed, epoch); what a task draws (noise, timesteps, flips, crops) of (seed, step) and the
+position in the global batch. One generator a step, on the device that trains, draws it for the whole global batch, and
+every process and micro-batch takes its share: so a resumed run, and a run on any number of processes with the same
+global batch, see the same numbers. A CPU and a GPU draw other numbers of the same distribution.
 """
 
 from collections.abc import Generator, Iterator
@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import UserError
 from ..pipelines.seeds import seeded_generator
 from ..sources.image_source import ImageSource
-from .classes import Classes
+from .gradient import Batch
 from .shutdown import in_worker
+from .tasks import Task
 
 STREAM = "one generator a step"
-"""The name of this way to draw noise, timesteps and flips, in a run's provenance."""
+"""The name of this way to draw, in a run's provenance."""
 FIRST_STREAM = "one generator an image"
 """That of runs whose provenance names none: they were begun before 28 November 2026."""
 HELD_SHARE = 0.25
@@ -29,23 +30,12 @@ HELD_SHARE = 0.25
 class Draws:
     """The images of a run, and for each step what is drawn for its global batch."""
 
-    def __init__(
-        self,
-        images: Dataset[torch.Tensor],
-        *,
-        seed: int,
-        batch_size: int,
-        num_train_timesteps: int,
-        horizontal_flip: bool,
-        classes: Classes | None = None,
-    ):
-        """``images``: uint8 (C, H, W) each, or latents in float32; ``classes``: of a class-conditional network."""
+    def __init__(self, images: Dataset[torch.Tensor], task: Task, *, seed: int, batch_size: int):
+        """``images``: uint8 (C, H, W) each, or latents in float32."""
         self.images = images
+        self.task = task
         self.seed = seed
         self.batch_size = batch_size
-        self.num_train_timesteps = num_train_timesteps
-        self.horizontal_flip = horizontal_flip
-        self.classes = classes
 
     def order(self, step: int) -> torch.Tensor:
         """Which images a step sees, int64 (batch_size,); a batch may straddle epochs."""
@@ -57,22 +47,10 @@ class Draws:
             first += len(parts[-1])
         return torch.cat(parts)
 
-    def noise(self, step: int, shape: tuple[int, ...], device: torch.device) -> dict[str, torch.Tensor]:
-        """Of a step's global batch of images of ``shape`` (C, H, W): ``noise`` (B, C, H, W), ``timesteps`` int64 (B,),
-        ``flips`` bool (B,), and of a class-conditional network ``class_labels`` int64 (B,)."""
+    def drawn(self, step: int, shape: tuple[int, ...], device: torch.device) -> Batch:
+        """What the task draws for a step's global batch of images of ``shape`` (C, H, W): (B, ...) by name."""
         generator = seeded_generator(self.seed, STREAM, step, device=device)
-        count = (self.batch_size,)
-        timesteps = torch.randint(self.num_train_timesteps, count, generator=generator, device=device)
-        flips = torch.rand(count, generator=generator, device=device) < 0.5
-        noise = torch.randn(count + shape, generator=generator, device=device)
-        drawn = {"noise": noise, "timesteps": timesteps, "flips": flips}
-        if self.classes is not None:  # drawn last: a run without classes has the same numbers
-            labels, null = self.classes.labels[self.order(step)].to(device), self.classes.conditioning.null
-            if null is not None:
-                dropped = torch.rand(count, generator=generator, device=device) < self.classes.dropout
-                labels = labels.masked_fill(dropped, null)
-            drawn["class_labels"] = labels
-        return drawn
+        return self.task.draw(self.order(step), shape, generator, device)
 
 
 @lru_cache(maxsize=4)
@@ -91,10 +69,9 @@ def micro_batches(
     accumulation: int,
     num_workers: int,
     device: torch.device,
-) -> Generator[dict[str, torch.Tensor]]:
+) -> Generator[Batch]:
     """This process's share of steps [first_step, last_step), ``accumulation`` batches a step, in order, on ``device``:
-    ``images`` (b, C, H, W) in [-1, 1], or latents as they are, ``noise`` (b, C, H, W), ``timesteps`` (b,), and of a
-    class-conditional network ``class_labels`` (b,).
+    what the task makes of ``images`` (b, C, H, W) and of what it drew for them.
 
     A micro-batch is the same contiguous positions of the global batch whatever the number of processes, and a process
     takes a contiguous share of each: what is computed over a micro-batch, as the statistics of a BatchNorm, does not
@@ -109,23 +86,11 @@ def micro_batches(
     orders = (draws.order(step)[share] for step in steps for share in shares)
     pixels = _pixels(draws.images, orders, num_workers, device)
     for step in steps:
-        drawn: dict[str, torch.Tensor] = {}
+        drawn: Batch = {}
         for share in shares:
             images = next(pixels)
-            drawn = drawn or draws.noise(step, images.shape[1:], device)
-            if draws.horizontal_flip:
-                images = _flipped(images, drawn["flips"][share])
-            given = {name: value[share] for name, value in drawn.items() if name != "flips"}
-            if images.dtype == torch.uint8:
-                images = images.float().div_(127.5).sub_(1)
-            yield {"images": images, **given}
-
-
-def _flipped(images: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
-    """(b, C, H, W), those flipped left to right whose flag in bool (b,) is set; by whole rows, which on a CPU is three
-    times as fast as choosing between pixels."""
-    rows = torch.arange(len(images), device=images.device) + flips * len(images)
-    return torch.cat([images, images.flip(-1)]).index_select(0, rows)
+            drawn = drawn or draws.drawn(step, images.shape[1:], device)
+            yield draws.task.batch(images, {name: value[share] for name, value in drawn.items()})
 
 
 def _pixels(

@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
-from diffusers import UNet2DModel
 from torch import nn
 from tqdm import tqdm
 
 from ..config import TrainingConfig
+from ..core.ema import EMA
 from ..errors import UserError
-from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..pipelines.seeds import seeded_generator
 from ..processes import on_cpu
 from .checkpoint import save_checkpoint
@@ -28,9 +27,9 @@ from .finite import FiniteWatch
 from .gradient import Objective
 from .resume import Trained
 from .run_folder import RunFolder
-from .samples import sample_grid
 from .shutdown import Shutdown, Stopped
 from .step import OptimizerStep
+from .tasks import Task
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -68,23 +67,26 @@ def check_parts(config: TrainingConfig, processes: int) -> None:
 
 
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
-    """Learning rate of optimizer step ``step`` (from 0): linear warm-up, then constant or cosine to 0 at the end.
+    """Learning rate of optimizer step ``step`` (from 0): linear warm-up, then constant, cosine to 0 at the end, or
+    multiplied by ``milestone_factor`` at each milestone.
 
     A function of the step alone: nothing to save, and the number of processes does not enter.
     """
     warm_up = min(1.0, (step + 1) / max(1, config.warmup_steps))
     if config.schedule == "constant":
         return config.learning_rate * warm_up
+    if config.schedule == "steps":
+        passed = sum(step >= round(share * config.steps) for share in config.milestones)
+        return config.learning_rate * warm_up * config.milestone_factor**passed
     progress = max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def train(
-    network: UNet2DModel,
+    network: nn.Module,
     objective_at: ObjectiveAt,
     weights: dict[str, float],
     draws: Draws,
-    sampler: RedDDPMPipeline,
     config: TrainingConfig,
     run: RunFolder,
     accelerator: Accelerator,
@@ -98,7 +100,7 @@ def train(
         objective_at: step, from 0 -> its objective: (network, batch) -> loss parts by name, each a scalar. With
             ``loss_modules`` it is given those as a third argument. A later step may have fewer parts than the first.
         weights: of the parts; a part without a weight is logged only.
-        sampler: a pipeline of ``network``, for the sample grids.
+        draws: the images, and the task, which is asked to look at the network every ``sample_every`` steps.
         loss_modules: trainable modules of the loss that are no part of the network: optimized, clipped, saved and
             resumed with it, never averaged, dropped at the end.
 
@@ -154,17 +156,19 @@ def train(
             checkpoint_due = last or done % config.checkpoint_every == 0
             if checkpoint_due or stop or done % config.log_every == 0:
                 watch.check(accelerator, run.checkpoints)
-            if checkpoint_due or done % config.log_every == 0:
+            figures: dict[str, float] = {}
+            if config.sample_every and (last or done % config.sample_every == 0):
+                figures = on_main(accelerator, partial(_look, draws.task, network, ema, run, done))
+            if checkpoint_due or figures or done % config.log_every == 0:
                 means = accelerator.reduce(torch.stack(list(logged.values())), "mean").tolist()
                 rate_now = seen / (time.perf_counter() - started)
                 row = dict(zip(logged, means, strict=True))
                 row |= {"grad_norm": float(norm), "learning_rate": rate, "images_per_second": rate_now}
                 row |= {"loss_scale": accelerator.scaler.get_scale()} if accelerator.scaler else {}
+                row |= figures
                 on_main(accelerator, partial(run.append_metrics, {"step": done, **row}))
                 accelerator.log(row, step=done)
                 bar.set_postfix(loss=f"{row['loss']:.4f}")
-            if config.sample_every and (last or done % config.sample_every == 0):
-                on_main(accelerator, partial(sample_grid, sampler, ema, run.samples / f"step-{done:06d}.png"))
             if checkpoint_due or stop:
                 saved = on_main(accelerator, partial(_save, trained, done, config, run))
             if stop:
@@ -175,6 +179,11 @@ def train(
                 accelerator.end_training()
                 raise Stopped(stop)
     optimizer_step.finish()
+
+
+def _look(task: Task, network: nn.Module, ema: EMA, run: RunFolder, step: int) -> dict[str, float]:
+    with ema.held_by(network):
+        return task.look(network, run.samples, step)
 
 
 def _save(trained: Trained, step: int, config: TrainingConfig, run: RunFolder) -> Path:

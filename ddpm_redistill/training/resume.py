@@ -13,7 +13,7 @@ from ..errors import UserError
 from .checkpoint import Checkpoint, load_checkpoint, newest_intact
 from .disk import on_main
 from .run_folder import RunFolder
-from .states import adam_state, joined_state, load_joined_state, restore_adam_state
+from .states import joined_state, load_joined_state, optimizer_state, restore_optimizer_state
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -37,8 +37,8 @@ class Trained:
         """After ``step`` steps; its tensors are the run's own."""
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
         state = {"step": step, "ema_updates": self.ema.updates, "scaler": scaler, "device": self._device}
-        adam = adam_state(self.optimizer, self.flat)
-        return Checkpoint(joined_state(self.network, self.loss_modules), self.ema.shadow, adam, state)
+        kept = optimizer_state(self.optimizer, self.flat)
+        return Checkpoint(joined_state(self.network, self.loss_modules), self.ema.shadow, kept, state)
 
     def restore(self, run: RunFolder) -> int:
         """Load the newest checkpoint that is intact -> its step, 0 if there is none yet.
@@ -59,7 +59,7 @@ class Trained:
                 load_joined_state(self.network, self.loss_modules, checkpoint.model)
                 for name, value in self.ema.shadow.items():
                     value.copy_(checkpoint.ema[name])
-                restore_adam_state(self.optimizer, self.flat, checkpoint.optimizer)
+                restore_optimizer_state(self.optimizer, self.flat, checkpoint.optimizer)
             except (RuntimeError, KeyError) as error:
                 line = str(error).splitlines()[0]
                 raise UserError(f"checkpoint {path} is not of this network: {line}") from error

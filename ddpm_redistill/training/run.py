@@ -7,21 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
 from ..config import DistillConfig, TeachConfig, TrainingConfig
-from ..pipelines.latents import Autoencoder
-from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..provenance import environment
 from ..sources.image_source import ImageSource
-from ..sources.latent_images import encoded
-from .classes import Classes
 from .disk import on_main
 from .draws import STREAM, Draws
 from .fit import MemoryOf, fitted
 from .loop import ObjectiveAt, check_parts, make_accelerator, train
-from .run_folder import RunFolder, write_pipeline
+from .run_folder import RunFolder
+from .tasks import Task
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -40,8 +36,13 @@ class Run:
     anyway: bool
 
     def fitted(self, training: TrainingConfig, memory_of: MemoryOf) -> TrainingConfig:
-        """With the micro-batches that its ``memory_budget`` asks for, said in a line; a run that is resumed keeps its
-        own. Raises UserError as ``fit.fitted``, or the batch does not divide by them."""
+        """With the limit of the gradient as a number, and the micro-batches that its ``memory_budget`` asks for, said
+        in a line; a run that is resumed keeps its own.
+
+        Raises:
+            UserError: as ``fit.fitted``, or the batch does not divide by them.
+        """
+        training = replace(training, max_grad_norm=training.clip_norm)
         if training.memory_budget is None:
             return training
         recorded = self.folder.recorded_accumulation() if self.resume else None
@@ -81,41 +82,28 @@ class Run:
 
     def train(
         self,
-        network: UNet2DModel,
-        scheduler: DDPMScheduler,
+        network: nn.Module,
+        task: Task,
+        images: ImageSource,
         objective_at: ObjectiveAt,
         weights: dict[str, float],
-        images: ImageSource,
         name: str,
         *,
         loss_modules: nn.Module | None = None,
-        classes: Classes | None = None,
-        vqvae: Autoencoder | None = None,
     ) -> Path:
-        """``loop.train`` on ``images``, of ``classes`` for a class-conditional network; returns the result's folder,
-        ``output_dir/name``: a pipeline, EMA weights. With ``vqvae``, the autoencoder that goes into it, ``images`` are
-        encoded and the network learns their latents."""
-        config, device = self.config, self.accelerator.device
-        if vqvae is not None:
-            images = encoded(images, vqvae.to(device), device)
+        """``loop.train`` of ``task`` on ``images``; returns the result's folder, ``output_dir/name``, which the task
+        writes: EMA weights."""
+        config = self.config
         draws = Draws(
-            images,
+            task.prepared(images, self.accelerator.device),
+            task,
             seed=config.seed,
             batch_size=config.training.global_batch,
-            num_train_timesteps=scheduler.config.num_train_timesteps,
-            horizontal_flip=config.horizontal_flip,
-            classes=classes,
         )
-        named: dict[str, Any] = {**(classes.conditioning.index_entries if classes else {}), "vqvae": vqvae}
-        sampler = RedDDPMPipeline(network, scheduler, compile=False, **named).set_scheduler("ddim")
-        sampler.set_progress_bar_config(disable=True)
-        channels = sampler.image_shape[0]
-        if config.training.sample_every and channels not in (1, 3):
-            log.info("sample grids show the first channels of %d, as grey or RGB", channels)
         where = {"run": self.folder, "accelerator": self.accelerator, "resume": self.resume}
-        train(network, objective_at, weights, draws, sampler, config.training, loss_modules=loss_modules, **where)
+        train(network, objective_at, weights, draws, config.training, loss_modules=loss_modules, **where)
         written = self.folder.path / name
-        on_main(self.accelerator, lambda: write_pipeline(RedDDPMPipeline(network, scheduler, **named), written))
+        on_main(self.accelerator, lambda: task.write(network, written))
         log.info("%s written to %s", name, written)
         self.accelerator.end_training()  # ends the process group too: nothing may wait after it
         return written

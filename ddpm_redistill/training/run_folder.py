@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from ..config import DistillConfig, TeachConfig
 from ..errors import UserError
 from ..files import flush, read_metrics, write_aside
-from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from .checkpoint import newest_step
 from .disk import on_main, written
 from .draws import FIRST_STREAM
@@ -153,19 +152,18 @@ def settings_text(config: DistillConfig | TeachConfig) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
-def write_pipeline(pipeline: RedDDPMPipeline, folder: Path) -> None:
-    """Write a pipeline folder aside, then put it in the place of one that a resumed run wrote before.
+def write_folder(folder: Path, need: int, save: Callable[[Path], None]) -> None:
+    """Have ``save`` write a folder aside, ``need`` bytes of weights, then put it in the place of one that a resumed run
+    wrote before.
 
     Raises:
         UserError: the disk refused it; nothing is left of it.
     """
     aside = folder.with_name(f".{folder.name}.writing")
-    parts = [part for part in (pipeline.unet, pipeline.vqvae) if part is not None]
-    need = sum(value.nbytes for part in parts for value in part.state_dict().values())
     with written(folder, need, "make room, then go on with --resume"):
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            pipeline.save_pretrained(aside)
+            save(aside)
             for path in aside.rglob("*"):
                 flush(path)
             if folder.exists():

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from torchvision.utils import save_image
 
-from ..core.ema import EMA
 from ..files import written_aside
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..sources.image_source import viewable
@@ -17,25 +16,18 @@ MOST_COLUMNS = 16
 SAMPLE_GRID_STEPS = 25
 
 
-def sample_grid(sampler: RedDDPMPipeline, ema: EMA, path: Path) -> None:
-    """Write a PNG of images from fixed noise by the EMA weights, 16 or two of each class, one below the other; the
-    network keeps its own weights. Of more channels than a picture has the first are shown.
+def sample_grid(sampler: RedDDPMPipeline, path: Path) -> None:
+    """Write a PNG of images from fixed noise, 16 or two of each class, one below the other. Of more channels than a
+    picture has the first are shown.
 
     Raises:
         UserError: the disk refused it.
     """
-    network = sampler.unet
-    own = {name: value.clone() for name, value in network.state_dict().items()}
-    training = network.training
-    ema.copy_to(network)
-    network.eval()
     steps = min(SAMPLE_GRID_STEPS, sampler.scheduler.config.num_train_timesteps)
     classes = sampler.conditioning
     columns = min(classes.num_classes, MOST_COLUMNS) if classes else SAMPLE_GRID_IMAGES // 2
     shown = {"class_labels": range(columns)} if classes else {}
     images = sampler(2 * columns, num_inference_steps=steps, batch_size=2 * columns, output_type="pt", **shown).images
-    network.load_state_dict(own)
-    network.train(training)
     with written(path, hint="make room, then go on with --resume"):
         path.parent.mkdir(exist_ok=True)
         with written_aside(path) as aside:

@@ -5,7 +5,8 @@ from torch import nn
 
 from ..core.flat import FlatParameters
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+KINDS = {"Adam": ("exp_avg", "exp_avg_sq", "step"), "SGD": ("momentum_buffer",)}
+"""What an optimizer keeps, by its class in torch: vectors, and of Adam the number of its steps."""
 LOSS_PREFIX = "loss."  # of the names of what is trained with the network and is no part of it
 
 
@@ -30,22 +31,31 @@ def load_joined_state(network: nn.Module, loss_modules: nn.Module | None, state:
     network.load_state_dict(own)
 
 
-def adam_state(optimizer: torch.optim.Optimizer, flat: FlatParameters) -> dict[str, torch.Tensor]:
-    """Adam's moments and step count of every parameter: ``exp_avg/NAME`` and so on. Empty before the first step."""
+def optimizer_state(optimizer: torch.optim.Optimizer, flat: FlatParameters) -> dict[str, torch.Tensor]:
+    """What the optimizer keeps of every parameter: ``exp_avg/NAME`` and so on. Empty before the first step."""
     entry = optimizer.state.get(flat.vector)
     if not entry:
         return {}
-    moments = {f"{key}/{name}": piece for key in MOMENTS for name, piece in flat.views(entry[key]).items()}
-    return moments | {f"step/{name}": entry["step"].clone() for name in flat.parameters}
+    state: dict[str, torch.Tensor] = {}
+    for kind in KINDS[type(optimizer).__name__]:
+        value = entry[kind]
+        pieces = flat.views(value) if value.dim() else {name: value.clone() for name in flat.parameters}
+        state |= {f"{kind}/{name}": piece for name, piece in pieces.items()}
+    return state
 
 
-def restore_adam_state(optimizer: torch.optim.Optimizer, flat: FlatParameters, state: dict[str, torch.Tensor]) -> None:
-    """The inverse of ``adam_state``. Raises KeyError or RuntimeError when names or shapes differ."""
+def restore_optimizer_state(
+    optimizer: torch.optim.Optimizer, flat: FlatParameters, state: dict[str, torch.Tensor]
+) -> None:
+    """The inverse of ``optimizer_state``. Raises KeyError or RuntimeError when names or shapes differ."""
     if not state:
         return
-    entry = {"step": torch.stack([state[f"step/{name}"] for name in flat.parameters]).max()}
-    for key in MOMENTS:
-        entry[key] = torch.zeros_like(flat.vector.detach())
-        for name, piece in flat.views(entry[key]).items():
-            piece.copy_(state[f"{key}/{name}"].view(piece.shape))
+    entry = {}
+    for kind in KINDS[type(optimizer).__name__]:
+        if kind == "step":
+            entry[kind] = torch.stack([state[f"step/{name}"] for name in flat.parameters]).max()
+            continue
+        entry[kind] = torch.zeros_like(flat.vector.detach())
+        for name, piece in flat.views(entry[kind]).items():
+            piece.copy_(state[f"{kind}/{name}"].view(piece.shape))
     optimizer.load_state_dict({"state": {0: entry}, "param_groups": optimizer.state_dict()["param_groups"]})

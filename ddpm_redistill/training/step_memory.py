@@ -7,7 +7,7 @@ does it know what a compiled step keeps, which is less.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import repeat
@@ -26,8 +26,11 @@ from ..sources.teacher import Teacher
 from ..students.derive import build_student
 from ..students.footprint import network_of
 from ..students.plan import StudentPlan
+from . import classify
+from .classify import teaching_objective
+from .comparison import Place, alignment, comparing, feature_terms, make_regressors
 from .gradient import Batch, Objective
-from .objective import alignment, comparing, distillation_objective, feature_terms, make_regressors
+from .objective import distillation_objective
 from .step import OptimizerStep
 
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -92,9 +95,10 @@ def distillation_memory(
         unet, student = _with_weights(network_of(config)), build_student(config, plan)
         regressors = make_regressors(loss, aligned, seed=0)
         teacher = Teacher(unet.requires_grad_(False), scheduler, "", "")
-        with comparing(unet, student, plan, aligned if feature_terms(loss) else ()) as compared:
+        with comparing(unet, student, aligned if feature_terms(loss) else ()) as compared:
             objective = distillation_objective(teacher, plan, loss, compared, device, null)
-            return _measured(student, regressors, objective, weights, training, processes, device, unet.parameters())
+            batches = _noise_batches(student, training, processes, device)
+            return _measured(student, regressors, objective, weights, training, batches, device, unet.parameters())
 
 
 def teaching_memory(
@@ -108,25 +112,58 @@ def teaching_memory(
 ) -> StepMemory:
     """Of a step of ``teach``: arguments as ``distillation_memory``; ``unet`` is not changed."""
     with _without_data(fake), device:
-        return _measured(_with_weights(unet), None, objective, {"task": 1.0}, training, processes, device)
+        network = _with_weights(unet)
+        batches = _noise_batches(network, training, processes, device)
+        return _measured(network, None, objective, {"task": 1.0}, training, batches, device)
+
+
+def classification_memory(
+    student: Callable[[], nn.Module],
+    training: TrainingConfig,
+    shape: tuple[int, int, int],
+    *,
+    teacher: Callable[[], nn.Module] | None = None,
+    places: Sequence[Place] = (),
+    loss: LossConfig | None = None,
+    processes: int = 1,
+    device: torch.device = CPU,
+    fake: bool = True,
+) -> StepMemory:
+    """Of a step of a classifier that learns labels, or of a student of ``teacher`` with ``loss``; as above.
+
+    Args:
+        student, teacher: each makes its network, where tensors are made when it is called.
+        shape: (C, H, W) of an image.
+        places: where the two are compared.
+    """
+    with _without_data(fake), device:
+        network, batches = student(), _image_batches(shape, training, processes, device)
+        if teacher is None or loss is None:
+            return _measured(network, None, teaching_objective, {"task": 1.0}, training, batches, device)
+        frozen = teacher().requires_grad_(False).eval()
+        weights = {name: float(getattr(loss, name)) for name in LOSS_TERMS}
+        regressors = make_regressors(loss, places, seed=0)
+        with comparing(frozen, network, places if feature_terms(loss) else ()) as compared:
+            objective = classify.distillation_objective(frozen, loss, compared)
+            kept = [*frozen.parameters(), *frozen.buffers()]
+            return _measured(network, regressors, objective, weights, training, batches, device, kept)
 
 
 def _measured(
-    network: UNet2DModel,
+    network: nn.Module,
     loss_modules: nn.Module | None,
     objective: Objective,
     weights: dict[str, float],
     training: TrainingConfig,
-    processes: int,
+    batches: Iterator[Batch],
     device: torch.device,
     frozen: Iterable[Tensor] = (),
 ) -> StepMemory:
-    """Adam makes its moments in its first step, so that every later one has the peak of a step that finds them there:
-    it is given a first step without a gradient."""
+    """An optimizer makes its state in its first step, so that every later one has the peak of a step that finds it
+    there: it is given a first step without a gradient."""
     kept = [*frozen, *network.buffers()]
     before = sum(t.nbytes for t in kept)
     accelerator = cast(Accelerator, Alone(training.mixed_precision, device))
-    batches = _batches(network, training, processes, device)
     # Past the second micro-batch nothing new is alive.
     training = replace(training, compile="off", gradient_accumulation=min(2, training.gradient_accumulation))
     with PeakTracker(kept) as tracker:
@@ -137,7 +174,9 @@ def _measured(
         return StepMemory(before + held, before + tracker.peak_bytes)
 
 
-def _batches(network: UNet2DModel, training: TrainingConfig, processes: int, device: torch.device) -> Iterator[Batch]:
+def _noise_batches(
+    network: UNet2DModel, training: TrainingConfig, processes: int, device: torch.device
+) -> Iterator[Batch]:
     """What ``draws.micro_batches`` gives and holds, without anything drawn."""
     size = network.config.sample_size
     shape = (network.config.in_channels, *((size, size) if isinstance(size, int) else size))
@@ -148,6 +187,17 @@ def _batches(network: UNet2DModel, training: TrainingConfig, processes: int, dev
         pixels = torch.zeros(count, *shape, dtype=torch.uint8, device=device)
         batch = {"images": pixels.float(), "noise": noise[:count], "timesteps": labels[:count]}
         yield batch if network.class_embedding is None else {**batch, "class_labels": labels[:count]}
+
+
+def _image_batches(
+    shape: tuple[int, int, int], training: TrainingConfig, processes: int, device: torch.device
+) -> Iterator[Batch]:
+    """The same of a classifier."""
+    count = training.global_batch // (processes * training.gradient_accumulation)
+    labels = torch.zeros(training.global_batch, dtype=torch.long, device=device)
+    for _ in repeat(None):
+        pixels = torch.zeros(count, *shape, dtype=torch.uint8, device=device)
+        yield {"images": pixels.float(), "class_labels": labels[:count]}
 
 
 def _without_data(fake: bool) -> AbstractContextManager[Any]:

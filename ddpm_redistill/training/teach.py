@@ -20,6 +20,7 @@ from ..sources.images import open_images
 from ..sources.latent_images import side_of
 from ..sources.teacher import load_teacher, sha256_of
 from .classes import classes_of_data
+from .denoise import denoising
 from .gradient import Batch, Objective
 from .run import open_run
 from .run_folder import settings_text
@@ -77,8 +78,8 @@ def teach(
     if dry_run:
         return None
     with run.begun(records):
-        how = (unet, scheduler, lambda _: objective, {"task": 1.0})
-        return run.train(*how, images, "teacher", classes=classes, vqvae=vqvae)
+        task = denoising(config, scheduler, images, classes, vqvae)
+        return run.train(unet, task, images, lambda _: objective, {"task": 1.0}, "teacher")
 
 
 def noise_objective(scheduler: DDPMScheduler, device: torch.device) -> Objective:

@@ -46,7 +46,8 @@ def loss_curves(metrics_rows: Sequence[Mapping[str, Any]]) -> bytes:
     left out, as are values that a log scale cannot show. Raises: :class:`UserError` when no loss is left.
     """
     rows = [row for row in metrics_rows if figure(row.get("step")) is not None]
-    names = sorted({name for row in rows for name in row} - NOT_LOSSES, key=lambda name: (name != "loss", name))
+    found = {name for row in rows for name in row if not name.startswith("held_out_")} - NOT_LOSSES
+    names = sorted(found, key=lambda name: (name != "loss", name))
     series = {}
     for name in names:
         points = [(row["step"], row[name]) for row in rows if _positive(row.get(name))]
