@@ -58,7 +58,7 @@ from ddpm_redistill.core.flat import FlatParameters
 from ddpm_redistill.recipes import RECIPES, resolve
 from ddpm_redistill.sources.images import open_images
 from ddpm_redistill.sources.teacher import load_teacher
-from ddpm_redistill.training import distill as distill_module
+from ddpm_redistill.training import distill_ddpm as distill_module
 from ddpm_redistill.training import loop
 from ddpm_redistill.training.denoise import Denoise
 from ddpm_redistill.training.draws import Draws

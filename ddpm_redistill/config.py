@@ -239,6 +239,7 @@ class DistillConfig:
             with many pixels at an end of the range, as digits on black), or default, the one of these two that the
             data call for; redistill or redistill_cosine (the paper's).
         student: what is changed to make the student.
+        classification: of a classifier: what is held out of the data, and how its images are cropped.
         loss: weights of the loss terms.
         training: the loop.
         seed: of everything that is drawn.
@@ -253,6 +254,7 @@ class DistillConfig:
     horizontal_flip: bool = False
     recipe: Literal["default", "natural", "saturated", "redistill", "redistill_cosine"] = "default"
     student: StudentConfig = field(default_factory=StudentConfig)
+    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
@@ -264,9 +266,12 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeachConfig:
-    """One training of a DDPM teacher from images.
+    """One training of a teacher from images: a DDPM, or a classifier.
 
     Args:
+        architecture: of a classifier: timm:NAME, any convolutional one of timm, or wrn:DEPTH-WIDTH, a wide residual
+            network. It learns the classes of the data's labels. None: a DDPM is trained.
+        classification: of a classifier: what is held out of the data, and how its images are cropped.
         unet: arguments of diffusers' UNet2DModel; sample_size and channels come from image_size and channels, and
             num_class_embeds from class_conditional.
         scheduler: arguments of diffusers' DDPMScheduler.
@@ -281,7 +286,8 @@ class TeachConfig:
         horizontal_flip: flip half of the images left to right.
         class_conditional: learn the classes of the data's labels: one embedding for each, and a null class as the
             last, unless training.label_dropout is 0.
-        start: a pretrained DDPM of the same network to go on from (a folder or hub id); None starts at random. Of one
+        start: a pretrained DDPM, or classifier, of the same network to go on from (a folder or hub id); None starts at
+            random. Of one
             without classes a class-conditional network gets all but the class embeddings, which start at random, and
             that of the null class at zero.
         autoencoder: a folder of diffusers' VQModel or AutoencoderKL: the network learns the latents of the images, and
@@ -290,6 +296,8 @@ class TeachConfig:
         seed: of everything that is drawn.
     """
 
+    architecture: str | None = None
+    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     unet: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
     data: str = "builtin:digits"

@@ -29,7 +29,8 @@ from ddpm_redistill.training.denoise import Denoise
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.draws import Draws, micro_batches
 from ddpm_redistill.training.objective import distillation_objective
-from ddpm_redistill.training.teach import build_teacher, teach
+from ddpm_redistill.training.teach import teach
+from ddpm_redistill.training.teach_ddpm import build_teacher
 
 CLASSES = ["ant", "bee", "cow"]
 CONDITIONAL = {"unet": UNET, "image_size": SIZE, "class_conditional": True}

@@ -16,7 +16,7 @@ from ddpm_redistill.recipes import RECIPES, resolve
 from ddpm_redistill.students.derive import derive_student
 from ddpm_redistill.students.plan import plan_student
 from ddpm_redistill.training.run_folder import RunFolder, flatten, settings_text
-from ddpm_redistill.training.teach import build_teacher
+from ddpm_redistill.training.teach_ddpm import build_teacher
 
 NO_TERM = dict.fromkeys(
     [

@@ -16,7 +16,7 @@ from ddpm_redistill.cli import main
 from ddpm_redistill.pipelines.conditioning import Conditioning
 from ddpm_redistill.sources.model_folder import find_model
 from ddpm_redistill.sources.teacher import Teacher
-from ddpm_redistill.training import distill, teach
+from ddpm_redistill.training import distill_ddpm, teach_ddpm
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -71,8 +71,8 @@ def make_data(path: Path, size: int, channels: int) -> Path:
 @pytest.fixture
 def _without_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """distill and teach load stand-ins; and Accelerate forgets the precision of the config before."""
-    monkeypatch.setattr(distill, "load_teacher", lambda ref: stand_in(ref, "meta"))
-    monkeypatch.setattr(teach, "load_teacher", lambda ref: stand_in(ref, "cpu"))
+    monkeypatch.setattr(distill_ddpm, "load_teacher", lambda ref: stand_in(ref, "meta"))
+    monkeypatch.setattr(teach_ddpm, "load_teacher", lambda ref: stand_in(ref, "cpu"))
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -19,7 +19,7 @@ from training_helpers import (
 from ddpm_redistill.config import TeachConfig, TrainingConfig
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.sources.teacher import load_teacher, sha256_of
-from ddpm_redistill.training import distill as distill_module
+from ddpm_redistill.training import distill_ddpm as distill_module
 from ddpm_redistill.training.checkpoint import list_checkpoints, load_checkpoint
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.loop import learning_rate_at

@@ -146,10 +146,12 @@ def free_width_text(free: FreeWidth) -> str:
 
 def training_text(training: dict[str, int]) -> str:
     """What a training step takes, by ``training/step_memory.py``."""
-    peak, checkpointed, held = (training[key] / MIB for key in ("tensor_peak", "tensor_peak_checkpointed", "held"))
+    mebibytes = {name: value / MIB for name, value in training.items()}
+    checkpointed = mebibytes.get("tensor_peak_checkpointed")
+    saving = "" if checkpointed is None else f" {checkpointed:,.1f} with gradient checkpointing,"
     return (
-        f"training at batch {training['batch_size']}: about {peak:,.1f} MiB of tensors, {checkpointed:,.1f} with"
-        f" gradient checkpointing, of which {held:,.1f} are held from step to step"
+        f"training at batch {training['batch_size']}: about {mebibytes['tensor_peak']:,.1f} MiB of tensors,{saving} of"
+        f" which {mebibytes['held']:,.1f} are held from step to step"
     )
 
 

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from ..config import DistillConfig, StudentConfig, TrainingConfig
+from ..config import StudentConfig
 from ..errors import UserError
-from ..recipes import resolve
 from ..units import parse_bytes
 from .collector import collector_off
 from .text import budget_commands, budget_text, free_width_text, memory_table, nothing_fits, training_text
@@ -77,19 +76,9 @@ def plan_by_options(arguments: Namespace, family: "Family", model: "Found", conf
 
 def training_memory(model: "Found", plan: "StudentPlan", batch_size: int) -> dict[str, int]:
     """Bytes of an eager step of this plan with the default recipe, as JSON has them."""
-    from ..sources.noise_schedule import noise_schedule
-    from ..training.step_memory import distillation_memory
+    from ..training.planned_memory import planned_step
 
-    scheduler, loss = noise_schedule(model.ref, model.scheduler), resolve(DistillConfig()).loss
-    eager, checkpointed = (
-        distillation_memory(
-            *(model.config, scheduler, plan, loss),
-            TrainingConfig(batch_size=batch_size, gradient_checkpointing=checkpointing),
-        )
-        for checkpointing in (False, True)
-    )
-    peaks = {"tensor_peak": eager.peak, "tensor_peak_checkpointed": checkpointed.peak}
-    return {"batch_size": batch_size, "held": eager.held, **peaks}
+    return planned_step(model, plan, batch_size)
 
 
 def plan_by_budget(arguments: Namespace, model: "Found", config: dict[str, Any], budget: int) -> None:

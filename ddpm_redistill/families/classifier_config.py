@@ -14,6 +14,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LARGEST = 65536
 """Of a whole number in a config: a wider or deeper network is none that is trained here, and takes long to build."""
 MOST_ENTRIES = 64
+OPTIONAL = ("classes", "student_plan")
+"""Of ``ClassifierConfig``: what its JSON need not have."""
 OWN = (
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "file", "url"),
     *("scriptable", "exportable", "no_jit", "features_only", "num_classes", "in_chans", "device", "dtype"),
@@ -26,7 +28,8 @@ class ClassifierConfig:
     """A network of images (B, in_channels, image_size, image_size) to logits (B, num_classes).
 
     ``architecture`` is ``timm:NAME`` or ``wrn:DEPTH-WIDTH``; ``arguments`` go to ``timm.create_model``. ``mean`` and
-    ``std``, by channel, are of pixels from 0 to 1. ``student_plan`` is that of a student, as JSON.
+    ``std``, by channel, are of pixels from 0 to 1. ``classes`` are their names, empty where they are not known;
+    ``student_plan`` is that of a student, as JSON.
     """
 
     architecture: str
@@ -36,12 +39,13 @@ class ClassifierConfig:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     arguments: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     student_plan: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; ``config_from_dict`` reads it back to an equal config."""
-        told = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-        return {key: value for key, value in told.items() if key != "student_plan" or value is not None}
+        told = {**asdict(self), **{key: list(getattr(self, key)) for key in ("mean", "std", "classes")}}
+        return {key: value for key, value in told.items() if key not in OPTIONAL or value}
 
 
 def is_folder(ref: str) -> bool:
@@ -70,7 +74,7 @@ def config_from_dict(told: dict[str, Any], where: str) -> ClassifierConfig:
     if "pretrained_cfg" in told:
         told = _of_the_hub(told)
     named = set(ClassifierConfig.__dataclass_fields__)
-    for key in sorted((named ^ set(told)) - {"student_plan"}):
+    for key in sorted((named ^ set(told)) - set(OPTIONAL)):
         raise UserError(f"{where} {'has no' if key in named else 'has'} {key}: a classifier's config has {_names()}")
     architecture = told["architecture"]
     if not isinstance(architecture, str) or not ARCHITECTURE.fullmatch(architecture):
@@ -92,8 +96,13 @@ def config_from_dict(told: dict[str, Any], where: str) -> ClassifierConfig:
     plan = told.get("student_plan")
     if plan is not None and not (isinstance(plan, dict) and isinstance(plan.get("edits"), list)):
         raise UserError(f"{where} has student_plan {_shown(plan)}: a plan has a list of edits")
+    classes = told.get("classes", [])
+    if not isinstance(classes, list) or len(classes) not in (0, told["num_classes"]):
+        raise UserError(f"{where} has classes {_shown(classes)}: give the name of each of its {told['num_classes']}")
+    if not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{where} has classes {_shown(classes)}: names are texts")
     mean, std = tuple(map(float, told["mean"])), tuple(map(float, told["std"]))
-    return ClassifierConfig(**{**told, "mean": mean, "std": std})
+    return ClassifierConfig(**{**told, "mean": mean, "std": std, "classes": tuple(classes)})
 
 
 def _of_the_hub(told: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 ``model.safetensors``."""
 
 import difflib
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,15 @@ def save_classifier(network: nn.Module, config: ClassifierConfig, folder: Path) 
     with written_aside(folder / WEIGHTS) as aside:
         save_file(tensors, aside)
     write_aside(folder / CONFIG, json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def state_sha256(network: nn.Module) -> str:
+    """Of the names and values of all its tensors, wherever they were loaded from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _with_weights(ref: str, config: ClassifierConfig) -> nn.Module:

@@ -89,14 +89,22 @@ FAMILIES: dict[str, ModuleType] = {"classifier": classifier, "unet2d": unet2d}
 
 def family_of(config: dict[str, Any]) -> tuple[str, Family]:
     """The family of a network, by its name and its functions. Raises UserError where none knows it."""
-    for name, module in FAMILIES.items():
-        family = cast(Family, module)
+    for name, family in _families():
         if family.recognises(config):
             return name, family
     raise UserError(f"no family of networks knows this config: known are {', '.join(FAMILIES)}")
 
 
+def find_family(ref: str) -> tuple[str, Family]:
+    """The family of a network by what a person wrote: its name, and its functions."""
+    return next((name, family) for name, family in _families() if family.refers(ref))
+
+
 def find_network(ref: str) -> tuple[Family, Found]:
     """A network by what a person wrote, without its weights. Raises UserError where there is none."""
-    family = next(cast(Family, module) for module in FAMILIES.values() if cast(Family, module).refers(ref))
+    family = find_family(ref)[1]
     return family, family.find(ref)
+
+
+def _families() -> list[tuple[str, Family]]:
+    return [(name, cast(Family, module)) for name, module in FAMILIES.items()]

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import ClassificationConfig, LossConfig, TrainingConfig
+from ..config import ClassificationConfig, DistillConfig, LossConfig, TeachConfig, TrainingConfig
 from ..core.accuracy import correct_in_top
 from ..core.augment import PADDING, flipped, normalised, padded_crop, random_boxes, resized_crop
 from ..core.logit_losses import cross_entropy, logit_distillation
 from ..core.taps import Maps
 from ..errors import UserError
+from ..families.classifier_config import ClassifierConfig
+from ..families.classifier_files import save_classifier
 from ..sources.class_labels import labels_of_classifier, labels_of_source, numbered
 from ..sources.held_out import split
 from ..sources.image_source import ImageSource
@@ -41,6 +43,10 @@ class LabelledImages:
     held: ImageSource | None
     held_labels: torch.Tensor
     names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        held = "none held out" if self.held is None else f"held out {self.held.description}"
+        return f"{self.images.description}, {len(self.names)} classes; {held}"
 
     def records(self) -> dict[str, Any]:
         """What a run keeps of them."""
@@ -147,6 +153,18 @@ class Classify:
     def write(self, network: nn.Module, folder: Path) -> None:
         need = sum(value.nbytes for value in network.state_dict().values())
         write_folder(folder, need, lambda aside: self.save(network, aside))
+
+
+def classifying(config: DistillConfig | TeachConfig, network: ClassifierConfig, data: LabelledImages) -> Classify:
+    """The task of a run of ``network`` on ``data``."""
+    return Classify(
+        data=data,
+        mean=network.mean,
+        std=network.std,
+        save=lambda trained, folder: save_classifier(trained, network, folder),
+        crop=crop_of(config.classification, network.image_size),
+        horizontal_flip=config.horizontal_flip,
+    )
 
 
 def crop_of(config: ClassificationConfig, image_size: int) -> str:
