@@ -42,6 +42,11 @@ class ClassifierConfig:
     classes: tuple[str, ...] = ()
     student_plan: dict[str, Any] | None = None
 
+    def __str__(self) -> str:
+        given = "".join(f", {key} {value}" for key, value in self.arguments.items())
+        size = f"{self.image_size} px, {self.in_channels} channel{'s' * (self.in_channels != 1)}"
+        return f"{self.architecture}{given}, {size}, {self.num_classes} classes"
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON; ``config_from_dict`` reads it back to an equal config."""
         told = {**asdict(self), **{key: list(getattr(self, key)) for key in ("mean", "std", "classes")}}

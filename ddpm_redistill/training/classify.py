@@ -46,7 +46,7 @@ class LabelledImages:
 
     def __str__(self) -> str:
         held = "none held out" if self.held is None else f"held out {self.held.description}"
-        return f"{self.images.description}, {len(self.names)} classes; {held}"
+        return f"{self.images.description}; {held}"
 
     def records(self) -> dict[str, Any]:
         """What a run keeps of them."""
