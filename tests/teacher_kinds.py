@@ -60,6 +60,16 @@ LOADING = VERBS[1:]
 LEARNED = {"variance_type": "learned_range"}
 
 
+OLD_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+
+def old_name(name: str) -> str:
+    """Of a tensor of an attention block, as diffusers named it before version 0.15."""
+    for new, before in OLD_NAMES.items():
+        name = name.replace(new, before)
+    return name
+
+
 def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 

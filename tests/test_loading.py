@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel, VQModel
 from safetensors.torch import load_file, save_file
-from teacher_kinds import SIZE, Kind, edit, index, latent, make_kind, prefixed, sharded
+from teacher_kinds import SIZE, Kind, edit, index, latent, make_kind, old_name, prefixed, sharded
 from training_helpers import UNET_WEIGHTS, refused
 
 from ddpm_redistill import UserError, load_pipeline, load_teacher
@@ -82,12 +82,7 @@ def test_names_of_before_and_a_learned_variance_with_a_prefix(tmp_path: Path) ->
     """All that is done to names and tensors, on one file; attention had other names before diffusers 0.15."""
     folder = make_kind(VARIANCE, tmp_path / "teacher")
     expected, weights = original(folder), folder / UNET_WEIGHTS
-    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
-    state = {}
-    for name, tensor in load_file(weights).items():
-        for new, before in old.items():
-            name = name.replace(new, before)
-        state[f"module.{name}"] = tensor
+    state = {f"module.{old_name(name)}": tensor for name, tensor in load_file(weights).items()}
     assert sum(".query." in name for name in state) == 2
     save_file(state, weights)
     expected.conv_out.weight = torch.nn.Parameter(expected.conv_out.weight[:3])

@@ -71,7 +71,7 @@ def teach(
     config = replace(config, training=run.fitted(config.training, memory_of))
     run = run.settled(config)
     contents = {"data_sha256": images.fingerprint, **(classes.records() if classes else {})}
-    contents |= {"autoencoder_sha256": sha256_of(found.weights)} if found else {}
+    contents |= {"autoencoder_sha256": sha256_of(*found.weights)} if found else {}
     records = run.records({"data": images.description}, contents)
     log.info("%s\ndata: %s", settings_text(config), images.description)
     if dry_run:
