@@ -13,6 +13,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     ScoreSdeVeScheduler,
     UNet2DModel,
     VQModel,
@@ -167,6 +168,7 @@ KINDS = [
         words="it has 20 trained_betas for num_train_timesteps 1000",
         refused=EVERY,
     ),
+    Kind("the schedule of a `DPMSolverMultistepScheduler`", then=schedule_of(DPMSolverMultistepScheduler())),
     Kind(
         "zero terminal SNR, predicts v",
         scheduler={"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},

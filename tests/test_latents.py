@@ -201,6 +201,9 @@ def test_what_is_wrong_with_an_autoencoder_is_one_line(
     assert "of other channels than it takes" in said(damaged(place, tmp_path / "grey", out_channels=3))
     assert "latent_channels 'two'" in said(damaged(place, tmp_path / "two", latent_channels="two"))
 
+    assert "has scaling_factor 0: it is above 0" in said(damaged(place, tmp_path / "zero", scaling_factor=0))
+    assert "is a model of no class name" in said(damaged(place, tmp_path / "nameless", _class_name=None))
+
     weights = Path("vqvae") / "diffusion_pytorch_model.safetensors"
     missing = damaged(place, tmp_path / "missing")
     (missing / weights).unlink()
@@ -217,6 +220,26 @@ def test_what_is_wrong_with_an_autoencoder_is_one_line(
     first = next(iter(state))
     save_file({**state, first: torch.full_like(state[first], float("nan"))}, nan / weights, {"format": "pt"})
     assert f"not finite, first in {first}" in said(nan, *sample)
+
+
+@pytest.mark.parametrize("factor", [1.0, 100.0])
+def test_latents_far_from_a_deviation_of_one_are_warned_of(
+    place: Path, factor: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a scaling_factor that is missing or another's makes them."""
+    images = open_images(str(place / "images.npz"), image_size=SIZE, channels=1)
+    autoencoder = load_teacher(str(place / "VQModel")).vqvae
+    assert autoencoder is not None
+    plain = torch.stack(list(encoded(images, autoencoder, torch.device("cpu")))).std().item()
+    autoencoder.register_to_config(scaling_factor=0.5 * factor / plain)
+    caplog.clear()
+    latents = encoded(images, autoencoder, torch.device("cpu"))
+    line = (
+        f"the latents of {images.description} have a standard deviation of 100, and noise schedules are made for about"
+        " 1: look at scaling_factor in the config of the autoencoder"
+    )
+    assert caplog.messages == ([] if factor == 1 else [line])
+    assert torch.stack(list(latents)).std().item() == pytest.approx(factor, rel=1e-4)
 
 
 def test_what_latents_cannot_do_is_one_line(

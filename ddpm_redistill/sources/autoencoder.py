@@ -44,7 +44,8 @@ def check_autoencoder(ref: str, root: Path, folder: Path) -> AutoencoderFolder:
     name = config.get("_class_name")
     if name not in AUTOENCODERS:
         known = " and ".join(AUTOENCODERS)
-        raise UserError(f"{ref} has an autoencoder that is a {one_line(ValueError(name))}: {known} can be used")
+        what = one_line(ValueError(name or "model of no class name"))
+        raise UserError(f"{ref} has an autoencoder that is a {what}: {known} can be used")
     kind = AUTOENCODERS[name]
     check_values(dict(config), kind, folder / "config.json")
     try:
@@ -55,6 +56,8 @@ def check_autoencoder(ref: str, root: Path, folder: Path) -> AutoencoderFolder:
     found = AutoencoderFolder(ref, folder, dict(network.config), weights_files(root, folder))
     if found.config["in_channels"] != found.config["out_channels"]:
         raise UserError(f"the autoencoder of {ref} gives back images of other channels than it takes")
+    if found.config["scaling_factor"] <= 0:
+        raise UserError(f"the autoencoder of {ref} has scaling_factor {found.config['scaling_factor']}: it is above 0")
     return found
 
 

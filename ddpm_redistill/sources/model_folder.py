@@ -35,8 +35,9 @@ STUDENT_CODE = re.compile(r"modeling_red_unet_([0-9a-f]{12})")
 class ModelFolder:
     """Where the parts of a model are, checked but not loaded.
 
-    ``config`` and ``scheduler`` are as their JSON has them but for two things: a ``sample_size`` of two equal numbers
-    is one, and a network that predicts its variance too is told of without it (``drops_variance``).
+    ``config`` and ``scheduler`` are as their JSON has them but for three things: a ``sample_size`` of two equal numbers
+    is one, a ``variance_type`` of null, as samplers without a variance have it, is left out, and a network that
+    predicts its variance too is told of without it (``drops_variance``).
     """
 
     ref: str
@@ -96,11 +97,15 @@ def find_model(ref: str) -> ModelFolder:
     places = [root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json"]
     found = next((place for place in places if place.is_file()), None)
     scheduler = read_part(root, found) if found else {}
+    if scheduler.get("variance_type", "") is None:
+        del scheduler["variance_type"]
     if found:
         check_values(scheduler, DDPMScheduler, found)
     size = config.get("sample_size")
-    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
-        config = {**config, "sample_size": size[0]}
+    if isinstance(size, list):
+        if len(size) != 2:
+            raise UserError(f"{unet / 'config.json'} has sample_size {size}: one number of pixels is possible, or two")
+        config = {**config, "sample_size": size[0] if size[0] == size[1] else size}
     mean = without_variance(config, scheduler, NETWORKS[name])
     if mean:
         notes += (

@@ -132,13 +132,15 @@ def load_network(
 
 
 def _check_tensors(name: str, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Raises UserError when the network has not these tensors, or not of these shapes."""
+    """Raises UserError when the network has not these tensors, or not of these shapes, or whole numbers are weights."""
     own = network.state_dict()
     wrong = [key for key in own if key not in tensors] + [key for key in tensors if key not in own]
+    both = [(key, tensor, own[key]) for key, tensor in tensors.items() if key in own]
+    wrong += [f"{key}, {list(a.shape)} for {list(b.shape)}" for key, a, b in both if a.shape != b.shape]
     wrong += [
-        f"{key}, {list(tensor.shape)} for {list(own[key].shape)}"
-        for key, tensor in tensors.items()
-        if key in own and tensor.shape != own[key].shape
+        f"{key}, {str(a.dtype).removeprefix('torch.')} for floating point"
+        for key, a, b in both
+        if a.shape == b.shape and b.is_floating_point() and not a.is_floating_point()
     ]
     if wrong:
         raise UserError(f"the weights of {name} are not of its config: {len(wrong)} tensors differ, first {wrong[0]}")

@@ -41,12 +41,13 @@ def fitted(training: TrainingConfig, memory_of: MemoryOf, accelerator: Accelerat
     fit = bisect_right(sizes, budget, key=peak)
     if not fit:
         least, hint = peak(1), ""
+        told = f"{budget / MIB:,.1f} MiB" if training.memory_budget == FREE else training.memory_budget
         if not training.gradient_checkpointing:
             saving = peak(1, True)
             verb = "fits" if saving <= budget else "does not fit either"
             hint = f"; with training.gradient_checkpointing true it takes {saving / MIB:,.1f} MiB, which {verb}"
         raise UserError(
-            f"training.memory_budget is {budget / MIB:,.1f} MiB, and a step with one image at a time takes"
+            f"training.memory_budget is {told}, and a step with one image at a time takes"
             f" {least / MIB:,.1f} MiB of tensors{hint}"
         )
     size = sizes[fit - 1]
