@@ -169,6 +169,20 @@ def test_a_killed_run_of_latents_goes_on_to_the_same_bytes(
     assert_same_run(place / "AutoencoderKL_run", tmp_path / "run")
 
 
+def test_neither_training_nor_sampling_goes_on_with_another_scaling_factor(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = damaged(place, tmp_path / "teacher")
+    settings = arguments({**of(place, "VQModel", tmp_path / "run"), "teacher": teacher})
+    main(["distill", *settings])
+    sample = ["sample", str(teacher), "--output", str(tmp_path / "out"), "--num_images", "2", "--steps", "1"]
+    main(sample)
+    damaged(place, teacher, scaling_factor=0.25)
+    line = "autoencoder_scaling_factor was 0.5 (provenance.json) and is now 0.25; that is never safe to change"
+    assert line in refused(capsys, caplog, ["distill", *settings, "--resume_anyway"])
+    assert "autoencoder_scaling_factor was 0.5 and is now 0.25" in refused(capsys, caplog, [*sample, "--resume"])
+
+
 def test_a_teacher_of_latents_is_taught_from_an_autoencoder(place: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"data": place / "images.npz", "image_size": SIZE, "unet": UNET, "training": TRAIN}
     settings |= {"autoencoder": place / "VQModel", "output_dir": tmp_path, "training": {**TRAIN, "steps": 2}}
@@ -178,12 +192,14 @@ def test_a_teacher_of_latents_is_taught_from_an_autoencoder(place: Path, tmp_pat
     assert teacher.pixels_per_latent == 2
     assert teacher.unet.config.sample_size == LATENT
     assert teacher.unet.config.in_channels == CHANNELS
-    assert json.loads((tmp_path / "provenance.json").read_text())["autoencoder_sha256"] == teacher.autoencoder_sha256
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert teacher.autoencoder_records.items() <= provenance.items()
+    assert provenance["autoencoder_scaling_factor"] == 0.5
 
 
 def damaged(place: Path, folder: Path, **config: Any) -> Path:
     """The VQModel folder with values of its autoencoder's config changed."""
-    shutil.copytree(place / "VQModel", folder)
+    shutil.copytree(place / "VQModel", folder, dirs_exist_ok=True)
     path = folder / "vqvae" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
     return folder

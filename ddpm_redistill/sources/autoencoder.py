@@ -12,7 +12,7 @@ from ..pipelines.latents import AUTOENCODERS, Autoencoder, pixels_per_latent
 from .folder_files import read_part
 from .image_files import one_line
 from .model_config import check_values
-from .weights import check_files, load_network, weights_files
+from .weights import check_files, load_network, sha256_of, weights_files
 
 PARTS = ("vqvae", "vae")
 """Names of the part in ``model_index.json``: LDMPipeline's, and that of diffusers' later pipelines."""
@@ -31,6 +31,11 @@ class AutoencoderFolder:
     @property
     def pixels_per_latent(self) -> int:
         return pixels_per_latent(self.config)
+
+    def records(self) -> dict[str, Any]:
+        """What its latents depend on, as provenance has it: another value makes a run another."""
+        factor = self.config["scaling_factor"]
+        return {"autoencoder_sha256": sha256_of(*self.weights), "autoencoder_scaling_factor": factor}
 
 
 def check_autoencoder(ref: str, root: Path, folder: Path) -> AutoencoderFolder:

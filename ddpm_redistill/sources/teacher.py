@@ -1,7 +1,7 @@
 """Networks that come in: a folder, a hub id or a built-in one -> checked, loaded from safetensors, and frozen."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from diffusers import DDPMScheduler, UNet2DModel
@@ -39,7 +39,8 @@ class Teacher:
     id2label: dict[str, str] | None = None
     learned_guidance: float | None = None
     vqvae: Autoencoder | None = None
-    autoencoder_sha256: str | None = None
+    autoencoder_records: dict[str, Any] = field(default_factory=dict)
+    """As ``AutoencoderFolder.records``; empty of a network of pixels."""
 
     @property
     def image_channels(self) -> int:
@@ -91,11 +92,10 @@ def load_teacher(ref: str) -> Teacher:
     if sha256_of(*model.weights) != sha256:
         raise UserError(f"the weights of {ref} changed while they were read: start again when they are at rest")
     pipeline.unet.requires_grad_(False)
-    autoencoder_sha256 = sha256_of(*model.autoencoder.weights) if model.autoencoder else None
     return Teacher(
         *(pipeline.unet, pipeline.scheduler, ref, sha256, model.id2label, model.learned_guidance),
         vqvae=pipeline.vqvae,
-        autoencoder_sha256=autoencoder_sha256,
+        autoencoder_records=model.autoencoder.records() if model.autoencoder else {},
     )
 
 
