@@ -1,8 +1,8 @@
-"""What each distillation term gives a classifier's student: the same teacher, data, steps and seeds; accuracy on held-out
-images, and how much of what the plain student loses each term brings back.
+"""What each distillation term gives a classifier's student: the same teacher, data, steps and seeds; accuracy on
+held-out images, and how much of what the plain student loses each term brings back.
 
-    python benchmarks/classifier_terms.py TEACHER --data train.npz --held_out test.npz --steps 2000 --seeds 0 1 2 \
-        --output_dir runs/classifier_terms [--start random] [--reduction 2] [--arms plain kd red red_kd]
+    python benchmarks/classifier_terms.py TEACHER --data train.npz --held_out test.npz --steps 2000 \
+        --seeds 0 1 2 --output_dir runs/terms [--start random] [--reduction 2] [--arms plain kd red red_kd]
 
 TEACHER is a classifier's folder that `teach` wrote. A run is an arm and a seed, in OUTPUT_DIR/ARM-SEED; finished ones are
 kept, so that a call that was stopped goes on when it is given again. Writes results.json. One run at a time, on as many
@@ -26,8 +26,8 @@ ARMS: dict[str, dict[str, float]] = {
     "red": {"task": 1, "red": 1},
     "red_kd": {"task": 0.5, "output": 0.5, "red": 1},
 }
-"""Weights of the loss. KD: half and half, as the ReDistill authors; AT: beta 1e3 (Crowley et al. 2018); SP: 3000 (Tung and
-Mori 2019)."""
+"""Weights of the loss. KD: half and half, as the ReDistill authors; AT: beta 1e3 (Crowley et al. 2018); SP: 3000 (Tung
+and Mori 2019)."""
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ from ..families.classifier_config import config_from_dict
 from ..families.classifier_files import build, load_classifier, state_sha256
 from ..recipes import classifier_loss
 from ..sources.images import open_images
-from ..students.derive import build_student, derive_student
+from ..students.derive import build_student, derive_student, student_on_meta
 from ..students.plan import plan_student
+from .batch_norm import batch_norm_record
 from .classify import check_training, classifying, distillation_objective, labelled_images
 from .comparison import alignment, check_terms, comparing, feature_terms, make_regressors, objectives_by_step
 from .gradient import place
@@ -77,6 +78,7 @@ def distill_classifier(
         "teacher_sha256": state_sha256(teacher),
         "teacher_config": told.to_dict(),
         **data.records(),
+        **batch_norm_record(student_on_meta(teacher_config, plan), config.training),
     }
     records = run.records({"teacher": config.teacher, "data": data.images.description}, contents, plan.to_dict())
     log.info("%s\nplan: %s\ndata: %s", settings_text(config), plan, data)

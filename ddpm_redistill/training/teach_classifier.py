@@ -9,9 +9,10 @@ import torch
 
 from ..config import TeachConfig, TrainingConfig
 from ..errors import UserError
-from ..families.classifier_files import build, find_config, load_classifier
+from ..families.classifier_files import build, build_on_meta, find_config, load_classifier
 from ..pipelines.seeds import seeded_generator
 from ..sources.images import open_images
+from .batch_norm import batch_norm_record
 from .classify import check_training, classifying, labelled_images, teaching_objective
 from .run import open_run
 from .run_folder import settings_text
@@ -61,7 +62,8 @@ def teach_classifier(
 
     config = replace(config, training=run.fitted(config.training, memory_of))
     run = run.settled(config)
-    records = run.records({"data": data.images.description}, data.records())
+    contents = {**data.records(), **batch_norm_record(build_on_meta(asked), config.training)}
+    records = run.records({"data": data.images.description}, contents)
     log.info("%s\nnetwork: %s\ndata: %s", settings_text(config), asked, data)
     if dry_run:
         return None
