@@ -5,8 +5,8 @@ held-out images, and how much of what the plain student loses each term brings b
         --seeds 0 1 2 --output_dir runs/terms [--start random] [--reduction 2] [--arms plain kd red red_kd]
 
 TEACHER is a classifier's folder that `teach` wrote. A run is an arm and a seed, in OUTPUT_DIR/ARM-SEED; finished ones
-are kept, so that a call that was stopped goes on when it is given again. Writes results.json. One run at a time, on as many
-threads as OMP_NUM_THREADS says.
+are kept, so that a call that was stopped goes on when it is given again. Writes results.json. One run at a time, on as
+many threads as OMP_NUM_THREADS says.
 """
 
 import argparse
