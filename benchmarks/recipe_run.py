@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm_redistill import DistillConfig, LossConfig, StudentConfig, TrainingConfig, UserError
+from ddpm_redistill import ClassificationConfig, DistillConfig, LossConfig, StudentConfig, TrainingConfig, UserError
 from ddpm_redistill.cli.verbs import quiet_libraries
 from ddpm_redistill.files import read_metrics, write_aside
 
@@ -70,6 +70,7 @@ def train(settings: dict[str, Any], *, resume: bool) -> None:
     from ddpm_redistill import distill
 
     nested = {"student": StudentConfig, "loss": LossConfig, "training": TrainingConfig}
+    nested["classification"] = ClassificationConfig
     distill(
         DistillConfig(**{**settings, **{key: kind(**settings[key]) for key, kind in nested.items()}}), resume=resume
     )

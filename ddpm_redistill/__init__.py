@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
+    from .config import ClassificationConfig, DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
     from .core.memory import MemoryProfile, profile_memory
     from .errors import UserError
     from .evaluation.evaluate import evaluate
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .training.teach import teach
 
 _HOMES = {
+    "ClassificationConfig": "config",
     "DistillConfig": "config",
     "LossConfig": "config",
     "MemoryProfile": "core.memory",

@@ -224,7 +224,7 @@ def test_ctrl_c_is_one_line_and_130(capsys, place, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ddpm_redistill.sources.teacher.find_model", interrupt)
+    monkeypatch.setattr("ddpm_redistill.families.registry.find_network", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["plan", str(place / "teacher")])
     assert ended.value.code == 130

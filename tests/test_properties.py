@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from property_helpers import assert_one_line, examples
 
 from ddpm_redistill import RedDDPMPipeline, StudentPlan, UserError, derive_student, load_pipeline, plan_student
-from ddpm_redistill.config import DistillConfig, LossConfig, StudentConfig, TrainingConfig
+from ddpm_redistill.config import ClassificationConfig, DistillConfig, LossConfig, StudentConfig, TrainingConfig
 from ddpm_redistill.recipes import RECIPES, resolve
 from ddpm_redistill.training.run_folder import settings_text
 
@@ -133,6 +133,7 @@ def run_configs(draw: st.DrawFn) -> DistillConfig:
 
 def rebuilt(settings: dict[str, Any]) -> DistillConfig:
     groups = {"student": StudentConfig, "loss": LossConfig, "training": TrainingConfig}
+    groups["classification"] = ClassificationConfig
     return DistillConfig(**{**settings, **{name: kind(**settings[name]) for name, kind in groups.items()}})
 
 

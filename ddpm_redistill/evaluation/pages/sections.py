@@ -151,7 +151,11 @@ def plan_section(plan: dict[str, Any]) -> str:
             h.cell(block.get("name", ""), code=True),
             h.cell(plain(block.get("channels", ""))),
             h.cell(_size(block.get("resolution"))),
-            h.cell(block.get("teacher_layer", ""), side + _size(block.get("resolution")), code=True),
+            h.cell(
+                block.get("teacher_layer", ""),
+                side + _size(block.get("teacher_resolution", block.get("resolution"))),
+                code=True,
+            ),
         ]
         rows.append(cells)
     columns = ["RED block", "Channels", "Resolution", "Matched in the teacher to"]
