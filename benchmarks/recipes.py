@@ -194,7 +194,7 @@ def check_same(config: DistillConfig) -> None:
     path = Path(config.output_dir) / "config.yaml"
     before = yaml.safe_load(path.read_text()) if path.is_file() else {}
     for key, value, was in both(yaml.safe_load(yaml.safe_dump(asdict(config))), before):
-        if value not in (None, was):
+        if value not in (None, "auto", was):
             raise UserError(f"{config.output_dir}: {key} was {was} and is now {value}; give another --output_dir")
 
 
