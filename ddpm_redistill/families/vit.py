@@ -60,7 +60,8 @@ def refers(ref: str) -> bool:
     if not refers_to_classifier(ref):
         return False
     try:
-        return recognises(find_config(ref).to_dict())
+        config = find_config(ref).to_dict()
+        return recognises({**config, "num_classes": config["num_classes"] or 1})  # 0 of one published without a head
     except UserError:
         return False
 

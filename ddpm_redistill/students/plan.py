@@ -137,7 +137,8 @@ class StudentPlan:
             *(str(edit) for edit in self.edits if isinstance(edit, Tokens)),
             *([f"channels {list(self.widen)} times the teacher's, level by level"] if self.widens else []),
             f"the student starts from {'its teacher' if options.start == 'teacher' else 'random weights'}{predicts}",
-            f"{len(blocks)} RED block{'s' * (len(blocks) != 1)} ({options.red_placement}, {options.red_norm} norm, {options.red_start} start)",
+            f"{len(blocks)} RED block{'s' * (len(blocks) != 1)} ({options.red_placement}, {options.red_norm} norm,"
+            f" {options.red_start} start)",
         ]
         width = max((len(block.name) for block in blocks), default=0)
         for block in blocks:
@@ -221,8 +222,10 @@ def _plan_of_its_own(teacher_config: dict[str, Any], table: list[Resampling], gi
     """
     architecture, task = given["architecture"], family_of(teacher_config)[1].TASK
     name, family = find_family(architecture)
-    if family.TASK != task:
-        raise UserError(f"student.architecture {architecture} cannot learn what this teacher does, to {task}: leave it out")
+    if task != family.TASK:
+        raise UserError(
+            f"student.architecture {architecture} cannot learn what this teacher does, to {task}: leave it out"
+        )
     defaults = family.default_student()
     known = (*defaults, "architecture", "arguments", "align_after")
     step = given.pop("reduction")

@@ -109,7 +109,7 @@ def token_edits(own: TokenMap, table: list[Resampling], placement: str, norm: st
         sides = sorted({row.resolution[1] for row in table}, reverse=True)
         raise UserError(
             f"the student's tokens are a map of {own.resolution} a side, and the teacher's maps are of"
-            f" {', '.join(map(str, sides))}: choose patches that make one of these of the {table[0].resolution[0]} pixels"
+            f" {', '.join(map(str, sides))}: choose patches that make one of these of {table[0].resolution[0]} pixels"
         )
     edits: list[Edit] = [Tokens(path=own.path, prefix=own.prefix, side=own.resolution)]
     if placement != "none":

@@ -44,7 +44,9 @@ def alignment(teacher_config: dict[str, Any], plan: StudentPlan) -> tuple[Place,
     """Where student and teacher are compared: at the RED blocks of the full placement, those that it has or not."""
     config = family_of(teacher_config)[1].sized(teacher_config, plan.sample_size)
     has = {block.name for block in plan.blocks}
-    has |= {f"{edit.path}.red_out" for edit in plan.edits if isinstance(edit, Tokens)}  # a map, with a block on it or not
+    has |= {
+        f"{edit.path}.red_out" for edit in plan.edits if isinstance(edit, Tokens)
+    }  # a map, with a block on it or not
     return tuple(
         Place(
             student=_student_tap(block, block.name in has),
