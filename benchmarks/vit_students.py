@@ -1,7 +1,7 @@
 """Vision transformers trained from random weights, each beside the same convolutional teacher: with RED alignment,
 without it (labels alone), accuracy on held-out images by seed. As a table, and as JSON rows in OUTPUT/rows.jsonl.
 
-    ddpm-redistill teach --config configs/cifar10_resnet.yaml
+    ddpm-redistill teach --config configs/cifar10_classifier.yaml
     python benchmarks/vit_students.py --config configs/cifar10_vit.yaml --seeds 0 1 2 --output runs/vit_students
 
 What the two arms share: everything but ``loss.red`` and ``student.red_placement``. A run that is there is not made

@@ -82,15 +82,3 @@ def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_page_is_short() -> None:
     assert sum(len(text.splitlines()) for language, text in blocks() if language in ("python", "toml")) < 100
-
-
-def test_a_family_that_is_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = '{"architecture": "steps:16", "num_classes": 10, "in_channels": 1, "image_size": 32, "mean": [0.5],'
-    (tmp_path / "config.json").write_text(config + ' "std": [0.5], "arguments": {}}')
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    own._families.cache_clear()
-    with pytest.raises(SystemExit):
-        main(["plan", str(tmp_path)])
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert "steps:16 is of the family steps, and no package that has it is installed: known are timm, wrn" in line
