@@ -1,4 +1,4 @@
-"""Two published DDPMs as configs: all that time and memory depend on; and two tiny ones, to try a script in seconds.
+"""Three published DDPMs as configs: all that time and memory depend on; and two tiny ones, to try a script in seconds.
 
 A script beside this file imports it by name.
 """
@@ -17,6 +17,7 @@ def published(name: str) -> dict[str, Any]:
 
 
 CIFAR10 = published("ddpm-cifar10-32")
+CELEBA64 = published("ddpm-celeba-64")
 CELEBAHQ = published("ddpm-celebahq-256")
 TINY: dict[str, Any] = {**CIFAR10, "layers_per_block": 1, "block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4}
 TWO_LEVELS: dict[str, Any] = {
@@ -26,4 +27,10 @@ TWO_LEVELS: dict[str, Any] = {
     "up_block_types": ["UpBlock2D"] * 2,
     "add_attention": False,
 }
-ARCHITECTURES = {"cifar10": CIFAR10, "celebahq": CELEBAHQ, "tiny": TINY, "two_levels": TWO_LEVELS}
+ARCHITECTURES = {
+    "cifar10": CIFAR10,
+    "celeba64": CELEBA64,
+    "celebahq": CELEBAHQ,
+    "tiny": TINY,
+    "two_levels": TWO_LEVELS,
+}

@@ -295,9 +295,8 @@ class TeachConfig:
         class_conditional: learn the classes of the data's labels: one embedding for each, and a null class as the
             last, unless training.label_dropout is 0.
         start: a pretrained DDPM, or classifier, of the same network to go on from (a folder or hub id); None starts at
-            random. Of one
-            without classes a class-conditional network gets all but the class embeddings, which start at random, and
-            that of the null class at zero.
+            random. Of a DDPM without classes a class-conditional network gets all but the class embeddings, which start
+            at random, and that of the null class at zero.
         autoencoder: a folder of diffusers' VQModel or AutoencoderKL: the network learns the latents of the images, and
             image_size and channels stay those of the images. None: it learns pixels.
         training: the loop.

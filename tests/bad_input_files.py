@@ -85,11 +85,13 @@ def models(place: Path, teacher: Path) -> None:
     state["conv_in.bias"][0] = torch.nan
     save_file(state, copy("nan") / UNET_WEIGHTS)
     save_file({"surplus": torch.zeros(1), **load_file(teacher / UNET_WEIGHTS)}, copy("surplus") / UNET_WEIGHTS)
+    whole = {name: tensor.long() for name, tensor in load_file(teacher / UNET_WEIGHTS).items()}
+    save_file(whole, copy("whole_numbers") / UNET_WEIGHTS)
     (copy("pickled") / UNET_WEIGHTS).rename(place / "pickled" / "unet" / "diffusion_pytorch_model.bin")
     for name, shard in (("shards_climb", "../../teacher/unet/a.safetensors"), ("shard_missing", "b.safetensors")):
         index = {"weight_map": {"conv_in.weight": shard}}
         (copy(name) / UNET_WEIGHTS).with_name(f"{UNET_WEIGHTS.name}.index.json").write_text(json.dumps(index))
-    pipelines(copy)
+    pipelines(place, copy)
     linked = copy("linked") / UNET_WEIGHTS
     linked.unlink()
     linked.symlink_to(teacher / UNET_WEIGHTS)
@@ -103,9 +105,11 @@ def models(place: Path, teacher: Path) -> None:
     config("unsupported", down_block_types=["SkipDownBlock2D"] * 4)
     config("embedded_timesteps", class_embed_type="timestep")
     config("rectangle", sample_size=[SIZE, 2 * SIZE])
+    config("three_sides", sample_size=[SIZE] * 3)
     for name, changes in {
         "schedule": {"beta_end": 7.0},
         "karras": {"_class_name": "KarrasVeScheduler"},
+        "other_variance": {"variance_type": "fixed"},
         "few_betas": {"trained_betas": [0.1, 0.2]},
         "zero_snr": {"rescale_betas_zero_snr": True},
         "no_variance": {"variance_type": "learned_range"},
@@ -114,7 +118,7 @@ def models(place: Path, teacher: Path) -> None:
         schedule.write_text(json.dumps({**json.loads(schedule.read_text()), **changes}))
 
 
-def pipelines(copy: Callable[[str], Path]) -> None:
+def pipelines(place: Path, copy: Callable[[str], Path]) -> None:
     for name, changes in {
         "latents": {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]},
         "no_autoencoder": {"_class_name": "LDMPipeline"},
@@ -123,6 +127,11 @@ def pipelines(copy: Callable[[str], Path]) -> None:
     }.items():
         index = copy(name) / "model_index.json"
         index.write_text(json.dumps({**json.loads(index.read_text()), **changes}))
+    for name, factor in (("no_decoder_weights", 1.0), ("factor_of_0", 0.0)):
+        folder = Path(shutil.copytree(place / "latents", place / name))
+        autoencoder = {"_class_name": "VQModel", "in_channels": 1, "out_channels": 1, "latent_channels": 1}
+        (folder / "vqvae").mkdir()
+        (folder / "vqvae" / "config.json").write_text(json.dumps({**autoencoder, "scaling_factor": factor}))
 
 
 def folders(place: Path) -> None:

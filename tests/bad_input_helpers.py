@@ -27,6 +27,7 @@ def rows() -> list[Row]:
         Row("a tensor of 4 TiB in a header", model % "huge_tensor", "cannot be loaded"),
         Row("a header that is not JSON", model % "no_json", "cannot be loaded"),
         Row("weights of no bytes", model % "empty_weights", "cannot be loaded"),
+        Row("weights of whole numbers", model % "whole_numbers", "int64 for floating point"),
         Row("weights that hold NaN", model % "nan", "not finite, first in conv_in.bias"),
         Row("a tensor too many", model % "surplus", "1 tensors differ, first surplus"),
         Row("pickled weights", model % "pickled", "has only pickled weights (diffusion_pytorch_model.bin)"),
@@ -35,6 +36,12 @@ def rows() -> list[Row]:
         Row("latents without their autoencoder", "plan {place}/latents", "cannot be read as JSON"),
         Row("latents of no autoencoder", "plan {place}/no_autoencoder", "has one autoencoder, vqvae or vae"),
         Row(
+            "an autoencoder without weights",
+            model % "no_decoder_weights",
+            "the autoencoder of {place}/no_decoder_weights",
+        ),
+        Row("a scaling_factor of 0", "plan {place}/factor_of_0", "has scaling_factor 0.0: it is above 0"),
+        Row(
             "the unet of a network of latents",
             model % "latents/unet",
             "it denoises latents, and the autoencoder is beside it",
@@ -42,6 +49,7 @@ def rows() -> list[Row]:
         Row("a consistency model", model % "consistency", "is a consistency model, not a DDPM"),
         Row("a pipeline with a part that is not known", "plan {place}/with_part", "it is a MyPipeline with upscaler"),
         Row("a scheduler of another kind", "plan {place}/karras", "it is of KarrasVeScheduler"),
+        Row("a variance that is not known", "plan {place}/other_variance", "its variance_type is fixed"),
         Row("betas of another length", "plan {place}/few_betas", "has 2 trained_betas for num_train_timesteps 1000"),
         Row("epsilon at zero terminal SNR", "plan {place}/zero_snr", "prediction_type epsilon tells nothing of it"),
         Row("a learned variance without channels", model % "no_variance", "and the network predicts none"),
@@ -60,6 +68,7 @@ def rows() -> list[Row]:
         Row(
             "a plan of rectangles", "plan {place}/rectangle", "is [16, 32], a rectangle, and squares alone are planned"
         ),
+        Row("a size of three numbers", "plan {place}/three_sides", "one number of pixels is possible, or two"),
         Row("memory of rectangles", "memory {place}/rectangle", "is [16, 32], a rectangle"),
         Row("rectangles that are measured", "evaluate {place}/rectangle --data {data}", "squares alone are measured"),
         Row("classes that are no embedding", "plan {place}/embedded_timesteps", "its class_embed_type is timestep"),

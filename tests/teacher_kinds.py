@@ -13,6 +13,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     ScoreSdeVeScheduler,
     UNet2DModel,
     VQModel,
@@ -58,6 +59,16 @@ VERBS = ("plan", "distill", "sample", "evaluate")
 EVERY = VERBS
 LOADING = VERBS[1:]
 LEARNED = {"variance_type": "learned_range"}
+
+
+OLD_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+
+def old_name(name: str) -> str:
+    """Of a tensor of an attention block, as diffusers named it before version 0.15."""
+    for new, before in OLD_NAMES.items():
+        name = name.replace(new, before)
+    return name
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -157,6 +168,7 @@ KINDS = [
         words="it has 20 trained_betas for num_train_timesteps 1000",
         refused=EVERY,
     ),
+    Kind("the schedule of a `DPMSolverMultistepScheduler`", then=schedule_of(DPMSolverMultistepScheduler())),
     Kind(
         "zero terminal SNR, predicts v",
         scheduler={"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},

@@ -64,8 +64,7 @@ def stand_in(ref: str, device: str) -> Teacher:
             path = FOLDER / "architectures" / ARCHITECTURES[ref] / "vqvae" / "config.json"
             vqvae = VQModel.from_config(json.loads(path.read_text())).eval()
     id2label = Conditioning(CLASSES, 10).id2label if config.get("num_class_embeds") else None
-    autoencoder = "0" * 64 if vqvae else None
-    return Teacher(unet.eval(), DDPMScheduler(), ref, "0" * 64, id2label, vqvae=vqvae, autoencoder_sha256=autoencoder)
+    return Teacher(unet.eval(), DDPMScheduler(), ref, "0" * 64, id2label, vqvae=vqvae)
 
 
 def classifier_stand_in(ref: str, folder: Path) -> Path:

@@ -169,6 +169,20 @@ def test_a_killed_run_of_latents_goes_on_to_the_same_bytes(
     assert_same_run(place / "AutoencoderKL_run", tmp_path / "run")
 
 
+def test_neither_training_nor_sampling_goes_on_with_another_scaling_factor(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = damaged(place, tmp_path / "teacher")
+    settings = arguments({**of(place, "VQModel", tmp_path / "run"), "teacher": teacher})
+    main(["distill", *settings])
+    sample = ["sample", str(teacher), "--output", str(tmp_path / "out"), "--num_images", "2", "--steps", "1"]
+    main(sample)
+    damaged(place, teacher, scaling_factor=0.25)
+    line = "autoencoder_scaling_factor was 0.5 (provenance.json) and is now 0.25; that is never safe to change"
+    assert line in refused(capsys, caplog, ["distill", *settings, "--resume_anyway"])
+    assert "autoencoder_scaling_factor was 0.5 and is now 0.25" in refused(capsys, caplog, [*sample, "--resume"])
+
+
 def test_a_teacher_of_latents_is_taught_from_an_autoencoder(place: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"data": place / "images.npz", "image_size": SIZE, "unet": UNET, "training": TRAIN}
     settings |= {"autoencoder": place / "VQModel", "output_dir": tmp_path, "training": {**TRAIN, "steps": 2}}
@@ -178,12 +192,14 @@ def test_a_teacher_of_latents_is_taught_from_an_autoencoder(place: Path, tmp_pat
     assert teacher.pixels_per_latent == 2
     assert teacher.unet.config.sample_size == LATENT
     assert teacher.unet.config.in_channels == CHANNELS
-    assert json.loads((tmp_path / "provenance.json").read_text())["autoencoder_sha256"] == teacher.autoencoder_sha256
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert teacher.autoencoder_records.items() <= provenance.items()
+    assert provenance["autoencoder_scaling_factor"] == 0.5
 
 
 def damaged(place: Path, folder: Path, **config: Any) -> Path:
     """The VQModel folder with values of its autoencoder's config changed."""
-    shutil.copytree(place / "VQModel", folder)
+    shutil.copytree(place / "VQModel", folder, dirs_exist_ok=True)
     path = folder / "vqvae" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
     return folder
@@ -201,6 +217,9 @@ def test_what_is_wrong_with_an_autoencoder_is_one_line(
     assert "of other channels than it takes" in said(damaged(place, tmp_path / "grey", out_channels=3))
     assert "latent_channels 'two'" in said(damaged(place, tmp_path / "two", latent_channels="two"))
 
+    assert "has scaling_factor 0: it is above 0" in said(damaged(place, tmp_path / "zero", scaling_factor=0))
+    assert "is a model of no class name" in said(damaged(place, tmp_path / "nameless", _class_name=None))
+
     weights = Path("vqvae") / "diffusion_pytorch_model.safetensors"
     missing = damaged(place, tmp_path / "missing")
     (missing / weights).unlink()
@@ -217,6 +236,26 @@ def test_what_is_wrong_with_an_autoencoder_is_one_line(
     first = next(iter(state))
     save_file({**state, first: torch.full_like(state[first], float("nan"))}, nan / weights, {"format": "pt"})
     assert f"not finite, first in {first}" in said(nan, *sample)
+
+
+@pytest.mark.parametrize("factor", [1.0, 100.0])
+def test_latents_far_from_a_deviation_of_one_are_warned_of(
+    place: Path, factor: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a scaling_factor that is missing or another's makes them."""
+    images = open_images(str(place / "images.npz"), image_size=SIZE, channels=1)
+    autoencoder = load_teacher(str(place / "VQModel")).vqvae
+    assert autoencoder is not None
+    plain = torch.stack(list(encoded(images, autoencoder, torch.device("cpu")))).std().item()
+    autoencoder.register_to_config(scaling_factor=0.5 * factor / plain)
+    caplog.clear()
+    latents = encoded(images, autoencoder, torch.device("cpu"))
+    line = (
+        f"the latents of {images.description} have a standard deviation of 100, and noise schedules are made for about"
+        " 1: look at scaling_factor in the config of the autoencoder"
+    )
+    assert caplog.messages == ([] if factor == 1 else [line])
+    assert torch.stack(list(latents)).std().item() == pytest.approx(factor, rel=1e-4)
 
 
 def test_what_latents_cannot_do_is_one_line(

@@ -6,15 +6,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel, VQModel
 from safetensors.torch import load_file, save_file
-from teacher_kinds import SIZE, Kind, edit, index, latent, make_kind, prefixed, sharded
+from teacher_kinds import SIZE, Kind, edit, index, latent, make_kind, old_name, prefixed, sharded
 from training_helpers import UNET_WEIGHTS, refused
 
 from ddpm_redistill import UserError, load_pipeline, load_teacher
 from ddpm_redistill.cli import main
+from ddpm_redistill.sources.noise_schedule import SAMPLERS, noise_schedule
 from ddpm_redistill.sources.teacher import find_model
 from ddpm_redistill.students.footprint import network_memory, network_of
 
@@ -82,17 +84,25 @@ def test_names_of_before_and_a_learned_variance_with_a_prefix(tmp_path: Path) ->
     """All that is done to names and tensors, on one file; attention had other names before diffusers 0.15."""
     folder = make_kind(VARIANCE, tmp_path / "teacher")
     expected, weights = original(folder), folder / UNET_WEIGHTS
-    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
-    state = {}
-    for name, tensor in load_file(weights).items():
-        for new, before in old.items():
-            name = name.replace(new, before)
-        state[f"module.{name}"] = tensor
+    state = {f"module.{old_name(name)}": tensor for name, tensor in load_file(weights).items()}
     assert sum(".query." in name for name in state) == 2
     save_file(state, weights)
     expected.conv_out.weight = torch.nn.Parameter(expected.conv_out.weight[:3])
     expected.conv_out.bias = torch.nn.Parameter(expected.conv_out.bias[:3])
     assert_same(load_teacher(str(folder)).unet, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_weights_that_are_no_real_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = make_kind(Kind(""), tmp_path / "teacher")
+    weights = folder / UNET_WEIGHTS
+    state = load_file(weights)
+    save_file({name: tensor.to(dtype) for name, tensor in state.items()}, weights)
+    first = next(iter(load_file(weights)))
+    what = f"{len(state)} tensors differ, first {first}, {str(dtype).removeprefix('torch.')} for floating point"
+    with pytest.raises(UserError) as raised:
+        load_teacher(str(folder))
+    assert str(raised.value) == f"the weights of {folder} are not of its config: {what}"
 
 
 # --- shards
@@ -166,7 +176,35 @@ def test_plan_and_memory_take_image_size(
     assert planned["memory"]["teacher"]["tensor_peak"] == both["memory"]["tensor_peak"]
 
 
+@pytest.mark.parametrize("size", [[], [SIZE], [SIZE] * 3])
+def test_a_size_of_other_than_two_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, size: list[int]
+) -> None:
+    folder = make_kind(Kind(""), tmp_path / "teacher")
+    edit(folder / "unet" / "config.json", sample_size=size)
+    line = f"has sample_size {size}: one number of pixels is possible, or two"
+    for argv in (["plan", str(folder)], ["sample", str(folder), "--output", str(tmp_path / "out")]):
+        assert line in refused(capsys, caplog, argv)
+
+
 # --- schedules
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS - {"DPMSolverSDEScheduler"}))  # which needs a package of its own
+def test_the_schedule_of_any_sampler(tmp_path: Path, name: str) -> None:
+    folder = make_kind(Kind("", scheduler={"beta_schedule": "scaled_linear"}), tmp_path / "teacher")
+    getattr(diffusers, name)(beta_start=0.001, beta_end=0.01).save_pretrained(folder / "scheduler")
+    found = noise_schedule(str(folder), find_model(str(folder)).scheduler)
+    expected = DDPMScheduler(beta_start=0.001, beta_end=0.01, beta_schedule=found.config.beta_schedule)
+    assert torch.equal(found.alphas_cumprod, expected.alphas_cumprod)
+    assert found.config.variance_type == "fixed_small"
+
+
+def test_a_variance_that_is_not_known(tmp_path: Path) -> None:
+    folder = make_kind(Kind(""), tmp_path / "teacher")
+    edit(folder / "scheduler" / "scheduler_config.json", variance_type="fixed")
+    with pytest.raises(UserError, match="is no DDPM noise schedule: its variance_type is fixed"):
+        find_model(str(folder))
 
 
 def test_a_schedule_that_ddim_does_not_know_by_name(tmp_path: Path) -> None:

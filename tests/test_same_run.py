@@ -6,11 +6,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from student_helpers import old_plan
 from training_helpers import UNET_WEIGHTS, assert_same_run, distill_config, make_images, make_tiny_teacher, metrics
 
 from ddpm_redistill.config import DistillConfig, LossConfig, StudentConfig, TeachConfig, TrainingConfig
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.recipes import resolve
+from ddpm_redistill.students.plan import StudentPlan
 from ddpm_redistill.training.checkpoint import load_checkpoint, newest_intact, save_checkpoint
 from ddpm_redistill.training.distill import distill
 from ddpm_redistill.training.same_run import changed_settings, flatten
@@ -143,9 +145,12 @@ def test_a_teacher_of_another_schedule_under_the_same_weights(begun):
 def test_another_plan(begun):
     inputs, run = begun
     path = run / "plan.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "reduction": 4}))
+    made = json.loads(path.read_text())
+    path.write_text(json.dumps({**made, "reduction": 4}))
     with pytest.raises(UserError, match=r"reduction was 4 \(plan.json\) and is now 2; that is never safe"):
         distill(distill_config(inputs, run, steps=4, schedule="constant", loss=ALIKE), resume=True)
+    path.write_text(json.dumps(old_plan(StudentPlan.from_dict(made))))  # as an older version wrote the same plan
+    distill(distill_config(inputs, run, steps=4, schedule="constant", loss=ALIKE), resume=True, dry_run=True)
     path.unlink()
     with pytest.raises(UserError, match=r"plan\.json is missing"):
         distill(distill_config(inputs, run, steps=4, schedule="constant", loss=ALIKE), resume=True)

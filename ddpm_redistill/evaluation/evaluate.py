@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 from ..errors import UserError
 from ..pipelines.image_noise import NOISE
 from ..provenance import environment
+from ..sources.images import check_data_range
 from ..students.decoder_memory import decoder_memory
 from ..students.footprint import MOST_SAVING, memory_profiles, profiles_report
 from .batch_size import choose_batch_size
@@ -87,6 +88,8 @@ def evaluate(
         raise UserError("nothing to compare with: give --teacher, --data or both")
     if num_images < 2:
         raise UserError(f"num_images must be at least 2 for a distance, not {num_images}")
+    statistics = data is not None and holds_statistics(Path(data).expanduser())
+    check_data_range(data_range, images=data is not None and not statistics)
     chosen = choose_extractor(inception_weights, extractor)
     counts = [steps] if isinstance(steps, int) else list(steps)
     options: dict[str, Any] = {"spacing": spacing, "eta": eta, "dtype": dtype, "compile": compile}
@@ -98,9 +101,7 @@ def evaluate(
     for subject in subjects.values():
         subject.check(num_images, counts, 1 if batch_size is None else batch_size)
     images = reference = None
-    if data_range is not None and (data is None or holds_statistics(Path(data).expanduser())):
-        raise UserError("--data_range is of the images that --data gives, and there are none: leave it out")
-    if data is not None and holds_statistics(Path(data).expanduser()):
+    if data is not None and statistics:
         reference = load_statistics(Path(data).expanduser(), chosen)
     elif data is not None:
         size: dict[str, Any] = {"image_size": image_size, "channels": channels}

@@ -85,10 +85,12 @@ def sample_to_disk(
         check_sampler(scheduler, spacing, eta)
         pipeline = load_onnx_pipeline(model).set_scheduler(scheduler, spacing=spacing, eta=eta)
         weights: tuple[Path, ...] = (Path(model),)
+        autoencoder: dict[str, Any] = {}
     else:
         options: dict[str, Any] = {"spacing": spacing, "eta": eta, "lean": lean, "dtype": dtype, "compile": compile}
         pipeline = open_for_sampling(model, scheduler, device=state.device, **options)
-        weights = find_model(model).weights
+        found = find_model(model)
+        weights, autoencoder = found.weights, found.autoencoder.records() if found.autoencoder else {}
     turns, passes = check_classes(pipeline, labels, guidance)
     why = None
     if batch_size is None and type(before.get("batch_size")) is int:
@@ -106,6 +108,7 @@ def sample_to_disk(
     settings = {
         "model": model,
         "model_sha256": sha256_of(*weights),
+        **autoencoder,
         "seed": seed,
         "noise": NOISE,
         "num_images": num_images,

@@ -16,7 +16,7 @@ from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from ..sources.class_labels import conditioned
 from ..sources.image_files import one_line
 from ..sources.image_source import ImageSource
-from ..sources.images import open_images
+from ..sources.images import check_data_range, open_images
 from ..sources.model_config import check_own_size
 from ..sources.teacher import find_model, load_pipeline, sha256_of
 from .description import describe
@@ -67,8 +67,7 @@ def export_model(
     path = Path(output)
     check_request(path, format, batch_size, opset)
     check_quantisation(format, quantise, data, calibration_images)
-    if data_range is not None and data is None:
-        raise UserError("--data_range is of the images that --data gives, and there are none: leave it out")
+    check_data_range(data_range, images=data is not None)
     pipeline = load_pipeline(ref)
     check_own_size(ref, pipeline.unet.config)
     if pipeline.vqvae is not None:

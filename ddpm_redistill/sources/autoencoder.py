@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from ..errors import UserError
 from ..pipelines.latents import AUTOENCODERS, Autoencoder, pixels_per_latent
-from .folder_files import check_inside, read_part
+from .folder_files import read_part
 from .image_files import one_line
 from .model_config import check_values
+from .weights import check_files, load_network, sha256_of, weights_files
 
 PARTS = ("vqvae", "vae")
 """Names of the part in ``model_index.json``: LDMPipeline's, and that of diffusers' later pipelines."""
-LARGEST = 2**30
-"""Values of an autoencoder's weights; those of Stable Diffusion are 84 million."""
 
 
 @dataclass(frozen=True)
@@ -27,26 +25,32 @@ class AutoencoderFolder:
     ref: str
     folder: Path
     config: dict[str, Any]
-
-    @property
-    def weights(self) -> Path:
-        return self.folder / "diffusion_pytorch_model.safetensors"
+    weights: tuple[Path, ...]
+    """As ``weights_files`` gives them."""
 
     @property
     def pixels_per_latent(self) -> int:
         return pixels_per_latent(self.config)
 
+    def records(self) -> dict[str, Any]:
+        """What its latents depend on, as provenance has it: another value makes a run another."""
+        factor = self.config["scaling_factor"]
+        return {"autoencoder_sha256": sha256_of(*self.weights), "autoencoder_scaling_factor": factor}
 
-def check_autoencoder(ref: str, folder: Path, config: Mapping[str, Any]) -> AutoencoderFolder:
-    """The autoencoder in ``folder``, of this config.
+
+def check_autoencoder(ref: str, root: Path, folder: Path) -> AutoencoderFolder:
+    """The autoencoder in ``folder``, of the model in ``root``.
 
     Raises:
-        UserError: it is of no kind that is known, or a value of its config is no autoencoder's.
+        UserError: it is of no kind that is known, a value of its config is no autoencoder's, or a part of it is outside
+            of ``root``.
     """
+    config = read_part(root, folder / "config.json")
     name = config.get("_class_name")
     if name not in AUTOENCODERS:
         known = " and ".join(AUTOENCODERS)
-        raise UserError(f"{ref} has an autoencoder that is a {one_line(ValueError(name))}: {known} can be used")
+        what = one_line(ValueError(name or "model of no class name"))
+        raise UserError(f"{ref} has an autoencoder that is a {what}: {known} can be used")
     kind = AUTOENCODERS[name]
     check_values(dict(config), kind, folder / "config.json")
     try:
@@ -54,11 +58,11 @@ def check_autoencoder(ref: str, folder: Path, config: Mapping[str, Any]) -> Auto
             network = kind.from_config(dict(config))
     except Exception as error:  # a config of any kind meets diffusers' constructor
         raise UserError(f"diffusers cannot build the autoencoder of {ref}: {one_line(error)}") from error
-    if sum(value.numel() for value in network.state_dict().values()) > LARGEST:
-        raise UserError(f"the autoencoder of {ref} has more than {LARGEST:,} values: no autoencoder has so many")
-    found = AutoencoderFolder(ref, folder, dict(network.config))
+    found = AutoencoderFolder(ref, folder, dict(network.config), weights_files(root, folder))
     if found.config["in_channels"] != found.config["out_channels"]:
         raise UserError(f"the autoencoder of {ref} gives back images of other channels than it takes")
+    if found.config["scaling_factor"] <= 0:
+        raise UserError(f"the autoencoder of {ref} has scaling_factor {found.config['scaling_factor']}: it is above 0")
     return found
 
 
@@ -68,21 +72,19 @@ def find_autoencoder(ref: str) -> AutoencoderFolder:
     folder = next((root / part for part in PARTS if (root / part / "config.json").is_file()), root)
     if not (folder / "config.json").is_file():
         raise UserError(f"{ref} is no autoencoder's folder: there is no config.json in it")
-    return check_autoencoder(ref, folder, read_part(root, folder / "config.json"))
+    return check_autoencoder(ref, root, folder)
 
 
 def autoencoder_of(ref: str, root: Path, index: Mapping[str, Any], unet: Mapping[str, Any]) -> AutoencoderFolder | None:
     """Of a model of latents, by the parts that its model_index.json names; None of a model of pixels.
 
     Raises:
-        UserError: as ``check_autoencoder``; or it makes other latents than the network of config ``unet`` takes, or is
-            a link out of the folder.
+        UserError: as ``check_autoencoder``; or it makes other latents than the network of config ``unet`` takes.
     """
     part = next((name for name in PARTS if isinstance(index.get(name), list) and any(index[name])), None)
     if part is None:
         return None
-    found = check_autoencoder(ref, root / part, read_part(root, root / part / "config.json"))
-    check_inside(root, found.weights)
+    found = check_autoencoder(ref, root, root / part)
     made, taken = found.config["latent_channels"], unet.get("in_channels", 3)
     if made != taken:
         raise UserError(f"the autoencoder of {ref} makes latents of {made} channels, and the network takes {taken}")
@@ -93,30 +95,10 @@ def load_autoencoder(found: AutoencoderFolder) -> Autoencoder:
     """Frozen, in eval mode and float32.
 
     Raises:
-        UserError: the weights are not one safetensors file, damaged, or not of this autoencoder.
+        UserError: as ``check_files`` and ``load_network``.
     """
-    if not found.weights.is_file():
-        raise UserError(
-            f"the autoencoder of {found.ref} has no weights: {found.weights.name} is missing in {found.folder}"
-        )
+    name = f"the autoencoder of {found.ref}"
+    check_files(name, found.folder, found.weights)
     kind = AUTOENCODERS[found.config["_class_name"]]
-    try:
-        with safe_open(found.weights, "pt") as file:  # reads and checks the header
-            file.keys()
-        autoencoder, info = kind.from_pretrained(
-            found.folder,
-            torch_dtype=torch.float32,
-            use_safetensors=True,
-            disable_mmap=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # as for networks: the folder is the cause
-        raise UserError(f"the autoencoder of {found.ref} cannot be loaded: {one_line(error)}") from error
-    wrong = info["missing_keys"] + info["unexpected_keys"] + [str(key) for key in info["mismatched_keys"]]
-    if wrong:
-        raise UserError(f"the weights of the autoencoder of {found.ref} are not of its config, first {wrong[0]}")
-    bad = next((name for name, value in autoencoder.state_dict().items() if not value.isfinite().all()), None)
-    if bad is not None:
-        raise UserError(f"the autoencoder of {found.ref} holds values that are not finite, first in {bad}")
-    return autoencoder.eval().requires_grad_(False)
+    autoencoder: Autoencoder = load_network(name, kind, found.config, found.weights)
+    return autoencoder.requires_grad_(False)

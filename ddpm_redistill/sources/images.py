@@ -83,6 +83,12 @@ def open_images(
     return images if labels is None else images.with_labels(labels, map(str, range(int(labels.max()) + 1)))
 
 
+def check_data_range(data_range: float | None, *, images: bool) -> None:
+    """Raises UserError when a range is given and no ``images`` are, statistics of some or none at all."""
+    if data_range is not None and not images:
+        raise UserError("--data_range is of the images that --data gives, and there are none: leave it out")
+
+
 def read_npz(path: str) -> np.ndarray:
     """The images of an .npz file: uint8 (N, H, W) or (N, H, W, 1 to 8), N > 0. Raises UserError for any other."""
     try:

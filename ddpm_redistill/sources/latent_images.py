@@ -1,6 +1,7 @@
 """Images encoded once: what a network of latents is trained on."""
 
 import hashlib
+import logging
 from typing import Any
 
 import torch
@@ -10,6 +11,10 @@ from ..errors import UserError
 from ..pipelines.latents import Autoencoder, encode, pixels_per_latent
 from .image_source import ImageSource
 
+log = logging.getLogger("ddpm_redistill")
+
+SPREAD = (0.2, 5.0)
+"""Standard deviations of latents that are not warned of."""
 ENCODED_AT_ONCE = 16
 """Images; a constant, so that latents do not depend on the batch size of a run."""
 
@@ -30,6 +35,13 @@ def encoded(images: ImageSource, autoencoder: Autoencoder, device: torch.device)
     autoencoder.to(home)
     if not latents.isfinite().all():
         raise UserError(f"the autoencoder makes values that are not finite of {images.description}")
+    deviation = latents.std().item()
+    if not SPREAD[0] < deviation < SPREAD[1]:
+        log.warning(
+            "the latents of %s have a standard deviation of %.3g, and noise schedules are made for about 1: look at"
+            " scaling_factor in the config of the autoencoder",
+            *(images.description, deviation),
+        )
     digest = hashlib.sha256(images.fingerprint.encode() + latents.numpy().tobytes()).hexdigest()
     source = ImageSource(len(images), latents, f"latents of {images.description}", digest)
     source.labels, source.classes = images.labels, images.classes

@@ -20,13 +20,12 @@ from .image_files import one_line
 from .model_config import check_values, why_no_ddpm, without_variance
 from .noise_schedule import noise_schedule
 from .pipeline_kind import INDEX, check_pipeline, read_index
-from .weights import WEIGHTS, weights_files
+from .weights import check_files, weights_files
 
 log = logging.getLogger("ddpm_redistill")
 
 BUILTIN = {"builtin:digits": Path(__file__).parent.parent / "builtin" / "digits_teacher"}
 NETWORKS: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "RedUNet2DModel": RedUNet2DModel}
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 STUDENT_CODE = re.compile(r"modeling_red_unet_([0-9a-f]{12})")
 """The module that a student's model_index.json names, with its version."""
@@ -36,8 +35,9 @@ STUDENT_CODE = re.compile(r"modeling_red_unet_([0-9a-f]{12})")
 class ModelFolder:
     """Where the parts of a model are, checked but not loaded.
 
-    ``config`` and ``scheduler`` are as their JSON has them but for two things: a ``sample_size`` of two equal numbers
-    is one, and a network that predicts its variance too is told of without it (``drops_variance``).
+    ``config`` and ``scheduler`` are as their JSON has them but for three things: a ``sample_size`` of two equal numbers
+    is one, a ``variance_type`` of null, as samplers without a variance have it, is left out, and a network that
+    predicts its variance too is told of without it (``drops_variance``).
     """
 
     ref: str
@@ -97,11 +97,15 @@ def find_model(ref: str) -> ModelFolder:
     places = [root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json"]
     found = next((place for place in places if place.is_file()), None)
     scheduler = read_part(root, found) if found else {}
+    if scheduler.get("variance_type", "") is None:
+        del scheduler["variance_type"]
     if found:
         check_values(scheduler, DDPMScheduler, found)
     size = config.get("sample_size")
-    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
-        config = {**config, "sample_size": size[0]}
+    if isinstance(size, list):
+        if len(size) != 2:
+            raise UserError(f"{unet / 'config.json'} has sample_size {size}: one number of pixels is possible, or two")
+        config = {**config, "sample_size": size[0] if size[0] == size[1] else size}
     mean = without_variance(config, scheduler, NETWORKS[name])
     if mean:
         notes += (
@@ -122,21 +126,7 @@ def find_model(ref: str) -> ModelFolder:
 
 def check_weights_file(model: ModelFolder) -> None:
     """Raises UserError unless the weights of a model are safetensors, and all there."""
-    missing = next((path for path in model.weights if not path.is_file()), None)
-    if missing is not None:
-        raise UserError(
-            f"{model.ref} has its weights in shards, {len(model.weights)} by its index, and {missing.name} is missing"
-            f" in {model.unet}"
-        )
-    if model.weights:
-        return
-    pickled = sorted(path.name for path in model.unet.iterdir() if path.suffix in PICKLES)
-    if pickled:
-        raise UserError(
-            f"{model.ref} has only pickled weights ({pickled[0]}), which can run code and are not loaded: open it once"
-            " where you trust it, unet.save_pretrained(folder, safe_serialization=True), and give that folder"
-        )
-    raise UserError(f"{model.ref} has no weights: {WEIGHTS} is missing in {model.unet}")
+    check_files(model.ref, model.unet, model.weights)
 
 
 def _locate(ref: str) -> Path:

@@ -10,10 +10,12 @@ from .image_files import one_line
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SAMPLERS = {kind.name for kind in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"} | {
-    *("SpacedDDIMScheduler", "DDIMInverseScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler"),
+    *("DDIMInverseScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler"),
     *("RePaintScheduler", "DPMSolverMultistepInverseScheduler"),
 }
 """Classes of diffusers whose settings tell of a DDPM noise schedule, which is what is read here."""
+FIXED = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+"""Values of variance_type that need no network. A learned one has been left out before, or refused."""
 ONLY_DDPM = ("sigmoid", "laplace")
 """Beta schedules that the other samplers do not know by name."""
 
@@ -44,6 +46,8 @@ def noise_schedule(ref: str, config: dict[str, Any]) -> DDPMScheduler:
             raise ValueError(f"it has {len(kept)} trained_betas for num_train_timesteps {told.num_train_timesteps}")
         if told.prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"its prediction_type is {told.prediction_type}")
+        if told.variance_type not in FIXED:
+            raise ValueError(f"its variance_type is {told.variance_type}")
     except (TypeError, ValueError, IndexError, RuntimeError) as error:  # diffusers' NotImplementedError too
         raise UserError(f"the scheduler of {ref} is no DDPM noise schedule: {one_line(error)}") from error
     if told.prediction_type == "epsilon" and kept.min() == 0:

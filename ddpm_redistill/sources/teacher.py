@@ -1,10 +1,9 @@
 """Networks that come in: a folder, a hub id or a built-in one -> checked, loaded from safetensors, and frozen."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
@@ -13,10 +12,9 @@ from ..pipelines.latents import Autoencoder, pixels_per_latent
 from ..pipelines.modeling_red_unet import CODE_VERSION
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
 from .autoencoder import load_autoencoder
-from .image_files import one_line
 from .model_folder import NETWORKS, ModelFolder, check_weights_file, find_model
 from .noise_schedule import noise_schedule
-from .weights import count_values, read_tensors, sha256_of
+from .weights import load_network, sha256_of
 
 __all__ = ["ModelFolder", "Teacher", "find_model", "load_pipeline", "load_teacher", "sha256_of"]
 
@@ -41,7 +39,8 @@ class Teacher:
     id2label: dict[str, str] | None = None
     learned_guidance: float | None = None
     vqvae: Autoencoder | None = None
-    autoencoder_sha256: str | None = None
+    autoencoder_records: dict[str, Any] = field(default_factory=dict)
+    """As ``AutoencoderFolder.records``; empty of a network of pixels."""
 
     @property
     def image_channels(self) -> int:
@@ -67,10 +66,8 @@ def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
     model = find_model(ref)
     check_weights_file(model)
     model.say()
-    unet = _network(model)
-    bad = next((name for name, value in unet.state_dict().items() if not value.isfinite().all()), None)
-    if bad is not None:
-        raise UserError(f"the weights of {ref} hold values that are not finite, first in {bad}: the model is damaged")
+    change = _means if model.drops_variance else dict
+    unet = load_network(ref, NETWORKS[model.network_class], model.config, model.weights, change)
     if model.code_version not in (None, CODE_VERSION):
         log.warning(
             "%s carries code of version %s, which is not run: it is opened by this package's, %s. Should it make other"
@@ -79,7 +76,7 @@ def load_pipeline(ref: str, *, lean: bool | str = False) -> RedDDPMPipeline:
         )
     classes: dict[str, Any] = {"id2label": model.id2label, "learned_guidance": model.learned_guidance}
     vqvae = load_autoencoder(model.autoencoder) if model.autoencoder else None
-    return RedDDPMPipeline(unet.eval(), noise_schedule(ref, model.scheduler), lean, **classes, vqvae=vqvae)
+    return RedDDPMPipeline(unet, noise_schedule(ref, model.scheduler), lean, **classes, vqvae=vqvae)
 
 
 def load_teacher(ref: str) -> Teacher:
@@ -95,57 +92,14 @@ def load_teacher(ref: str) -> Teacher:
     if sha256_of(*model.weights) != sha256:
         raise UserError(f"the weights of {ref} changed while they were read: start again when they are at rest")
     pipeline.unet.requires_grad_(False)
-    autoencoder_sha256 = sha256_of(model.autoencoder.weights) if model.autoencoder else None
     return Teacher(
         *(pipeline.unet, pipeline.scheduler, ref, sha256, model.id2label, model.learned_guidance),
         vqvae=pipeline.vqvae,
-        autoencoder_sha256=autoencoder_sha256,
+        autoencoder_records=model.autoencoder.records() if model.autoencoder else {},
     )
 
 
-def _network(model: ModelFolder) -> UNet2DModel:
-    """With the weights of its files, in float32.
-
-    Raises:
-        UserError: they cannot be read, or are not of its config, which may tell of a much larger network than they are:
-            memory for it would be asked for before the two are compared.
-    """
-    try:
-        with torch.device("meta"):
-            network = NETWORKS[model.network_class].from_config(model.config)
-        there, needed = count_values(model.weights), sum(value.numel() for value in network.state_dict().values())
-        if needed > 2 * there:
-            raise UserError(
-                f"the weights of {model.ref} are not of its config: it tells of {needed:,} values, they are {there:,}"
-            )
-        tensors, prefix = read_tensors(model.weights)
-        if model.drops_variance:
-            tensors |= {name: _mean_half(tensors[name]) for name in MEAN_AND_VARIANCE if name in tensors}
-        _check_names(model, network, tensors)
-        network.to_empty(device="cpu").load_state_dict(tensors)
-    except UserError:
-        raise
-    except Exception as error:  # a config of any kind meets a file of any kind: the folder is the cause
-        raise UserError(f"the weights of {model.ref} cannot be loaded: {one_line(error)}") from error
-    if prefix:
-        log.info("%s: the names of all its tensors begin with %s, which is left out", model.ref, prefix)
-    return network
-
-
-def _check_names(model: ModelFolder, network: UNet2DModel, tensors: dict[str, Tensor]) -> None:
-    """Raises UserError when the network has not these tensors, or not of these shapes."""
-    own = network.state_dict()
-    wrong = [name for name in own if name not in tensors] + [name for name in tensors if name not in own]
-    wrong += [
-        f"{name}, {list(tensor.shape)} for {list(own[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
-    if wrong:
-        raise UserError(
-            f"the weights of {model.ref} are not of its config: {len(wrong)} tensors differ, first {wrong[0]}"
-        )
-
-
-def _mean_half(tensor: Tensor) -> Tensor:
-    return tensor[: len(tensor) // 2]
+def _means(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a network that predicts its variance too: without the second half of what makes its output."""
+    halves = {name: tensors[name] for name in MEAN_AND_VARIANCE if name in tensors}
+    return {**tensors, **{name: tensor[: len(tensor) // 2] for name, tensor in halves.items()}}

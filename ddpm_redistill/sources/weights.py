@@ -1,18 +1,25 @@
-"""The weights of a network, in one file or in shards: which files, their sizes, and their tensors by today's names."""
+"""The weights of a network, a UNet or an autoencoder, in one safetensors file or in shards: found, checked, loaded."""
 
 import hashlib
+import logging
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 from .folder_files import check_inside, check_names, read_part
+from .image_files import one_line
+
+log = logging.getLogger("ddpm_redistill")
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 VARIANTS = ("fp16", "bf16")
 """diffusers' names for a second set of the same weights, ``diffusion_pytorch_model.fp16.safetensors``."""
 PREFIXES = ("_orig_mod.", "module.")
@@ -22,7 +29,7 @@ RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 OLD_NAME = re.compile(rf"\.({'|'.join(RENAMED)})\.(weight|bias)$")
 
 
-def weights_files(root: Path, unet: Path) -> tuple[Path, ...]:
+def weights_files(root: Path, folder: Path) -> tuple[Path, ...]:
     """The files that a network's weights are in, as diffusers chooses them: shards before one file, and the plain ones
     before a variant. Empty where there are none; a shard may be missing.
 
@@ -32,11 +39,11 @@ def weights_files(root: Path, unet: Path) -> tuple[Path, ...]:
     for variant in (None, *VARIANTS):
         stem, suffix = WEIGHTS.rsplit(".", 1)
         middle = f".{variant}" if variant else ""
-        index = unet / f"{WEIGHTS}.index{middle}.json"
+        index = folder / f"{WEIGHTS}.index{middle}.json"
         if index.is_file():
             files = _shards(root, index)
         else:
-            files = tuple(path for path in [unet / f"{stem}{middle}.{suffix}"] if path.is_file())
+            files = tuple(path for path in [folder / f"{stem}{middle}.{suffix}"] if path.is_file())
         for path in files:
             check_inside(root, path)
         if files:
@@ -60,7 +67,86 @@ def _texts(values: Any) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def count_values(files: tuple[Path, ...]) -> int:
+def check_files(name: str, folder: Path, files: tuple[Path, ...]) -> None:
+    """Raises UserError unless the weights in ``folder`` are safetensors and all there; ``files`` as ``weights_files``.
+
+    Args:
+        name: of the network, as messages have it.
+    """
+    missing = next((path for path in files if not path.is_file()), None)
+    if missing is not None:
+        raise UserError(
+            f"{name} has its weights in shards, {len(files)} by its index, and {missing.name} is missing in {folder}"
+        )
+    if files:
+        return
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickled:
+        raise UserError(
+            f"{name} has only pickled weights ({pickled[0]}), which can run code and are not loaded: open it once where"
+            " you trust it, save the network by save_pretrained(folder, safe_serialization=True), and give that folder"
+        )
+    raise UserError(f"{name} has no weights: {WEIGHTS} is missing in {folder}")
+
+
+def load_network(
+    name: str,
+    kind: Any,
+    config: dict[str, Any],
+    files: tuple[Path, ...],
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> Any:
+    """A network of class ``kind``, built from its config, with the tensors of its files: float32, in eval mode.
+
+    Args:
+        name: of the network, as messages have it.
+        files: as ``weights_files`` gives them and ``check_files`` has passed them.
+        change: what is done to the tensors, named as in the network, before they are compared with it.
+
+    Raises:
+        UserError: the weights cannot be read, hold values that are not finite, or are not of the config. That may tell
+            of a much larger network than they are: sizes are compared before memory is asked for.
+    """
+    try:
+        with torch.device("meta"):
+            network = kind.from_config(config)
+        there, needed = _count_values(files), sum(value.numel() for value in network.state_dict().values())
+        if needed > 2 * there:
+            raise UserError(
+                f"the weights of {name} are not of its config: it tells of {needed:,} values, they are {there:,}"
+            )
+        tensors, prefix = _read_tensors(files)
+        tensors = change(tensors)
+        _check_tensors(name, network, tensors)
+        network.to_empty(device="cpu").load_state_dict(tensors)
+    except UserError:
+        raise
+    except Exception as error:  # a config of any kind meets a file of any kind: the folder is the cause
+        raise UserError(f"the weights of {name} cannot be loaded: {one_line(error)}") from error
+    bad = next((key for key, value in network.state_dict().items() if not value.isfinite().all()), None)
+    if bad is not None:
+        raise UserError(f"the weights of {name} hold values that are not finite, first in {bad}: the model is damaged")
+    if prefix:
+        log.info("%s: the names of all its tensors begin with %s, which is left out", name, prefix)
+    return network.eval()
+
+
+def _check_tensors(name: str, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Raises UserError when the network has not these tensors, or not of these shapes, or whole numbers are weights."""
+    own = network.state_dict()
+    wrong = [key for key in own if key not in tensors] + [key for key in tensors if key not in own]
+    both = [(key, tensor, own[key]) for key, tensor in tensors.items() if key in own]
+    wrong += [f"{key}, {list(a.shape)} for {list(b.shape)}" for key, a, b in both if a.shape != b.shape]
+    wrong += [
+        f"{key}, {str(a.dtype).removeprefix('torch.')} for floating point"
+        for key, a, b in both
+        if a.shape == b.shape and b.is_floating_point() and not a.is_floating_point()
+    ]
+    if wrong:
+        raise UserError(f"the weights of {name} are not of its config: {len(wrong)} tensors differ, first {wrong[0]}")
+
+
+def _count_values(files: tuple[Path, ...]) -> int:
     """By the headers; no tensor is read."""
     total = 0
     for path in files:
@@ -69,7 +155,7 @@ def count_values(files: tuple[Path, ...]) -> int:
     return total
 
 
-def read_tensors(files: tuple[Path, ...]) -> tuple[dict[str, Tensor], str]:
+def _read_tensors(files: tuple[Path, ...]) -> tuple[dict[str, Tensor], str]:
     """The tensors by the names that they have in the network, and the prefix that every name had in the files."""
     tensors: dict[str, Tensor] = {}
     for path in files:

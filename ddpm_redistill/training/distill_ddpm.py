@@ -79,7 +79,7 @@ def distill_ddpm(
         "teacher_sha256": teacher.sha256,
         "teacher_config": describe(teacher),
         "data_sha256": images.fingerprint,
-        **({"autoencoder_sha256": teacher.autoencoder_sha256} if teacher.vqvae is not None else {}),
+        **teacher.autoencoder_records,
         **(classes.records() if classes else {}),
     }
     records = run.records(places, contents, plan.to_dict())

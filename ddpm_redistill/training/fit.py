@@ -38,18 +38,18 @@ def fitted(training: TrainingConfig, memory_of: MemoryOf, accelerator: Accelerat
         parts = {"memory_budget": None, "gradient_accumulation": images // size}
         return memory_of(replace(training, **parts, gradient_checkpointing=checkpointing)).peak  # type: ignore[arg-type]
 
-    fit = bisect_right(sizes, budget, key=peak)
-    if not fit:
+    if peak(1) > budget:  # looked at first, since each peak takes seconds
         least, hint = peak(1), ""
+        told = f"{budget / MIB:,.1f} MiB" if training.memory_budget == FREE else training.memory_budget
         if not training.gradient_checkpointing:
             saving = peak(1, True)
             verb = "fits" if saving <= budget else "does not fit either"
             hint = f"; with training.gradient_checkpointing true it takes {saving / MIB:,.1f} MiB, which {verb}"
         raise UserError(
-            f"training.memory_budget is {budget / MIB:,.1f} MiB, and a step with one image at a time takes"
+            f"training.memory_budget is {told}, and a step with one image at a time takes"
             f" {least / MIB:,.1f} MiB of tensors{hint}"
         )
-    size = sizes[fit - 1]
+    size = sizes[bisect_right(sizes, budget, key=peak) - 1]
     log.info(
         "training.batch_size %d in %d micro-batches of %d images a process: about %.1f MiB of tensors, of %.1f MiB",
         *(training.global_batch, images // size, size, peak(size) / MIB, budget / MIB),

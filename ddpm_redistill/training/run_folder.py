@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from ..config import DistillConfig, TeachConfig
 from ..errors import UserError
 from ..files import flush, read_metrics, write_aside
+from ..students.plan import StudentPlan
 from .checkpoint import newest_step
 from .disk import on_main, written
 from .draws import FIRST_STREAM
@@ -87,6 +88,8 @@ class RunFolder:
                 path = self.path / name
                 if path.is_file():
                     before = json.loads(path.read_text())
+                    if "blocks" in before:  # a plan of before there were edits
+                        before = StudentPlan.from_dict(before).to_dict()
                     if "draws" in now and newest_step(self.checkpoints):
                         before.setdefault("draws", FIRST_STREAM)
                     check_record(name, before, json.loads(json.dumps(now)))

@@ -18,7 +18,7 @@ from ..pipelines.seeds import seeded_generator
 from ..sources.autoencoder import AutoencoderFolder, find_autoencoder, load_autoencoder
 from ..sources.images import open_images
 from ..sources.latent_images import side_of
-from ..sources.teacher import load_teacher, sha256_of
+from ..sources.teacher import load_teacher
 from .classes import classes_of_data
 from .denoise import denoising
 from .gradient import Batch, Objective
@@ -66,7 +66,7 @@ def teach_ddpm(
     config = replace(config, training=run.fitted(config.training, memory_of))
     run = run.settled(config)
     contents = {"data_sha256": images.fingerprint, **(classes.records() if classes else {})}
-    contents |= {"autoencoder_sha256": sha256_of(found.weights)} if found else {}
+    contents |= found.records() if found else {}
     records = run.records({"data": images.description}, contents)
     log.info("%s\ndata: %s", settings_text(config), images.description)
     if dry_run:
