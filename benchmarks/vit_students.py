@@ -5,7 +5,7 @@ without it (labels alone), accuracy on held-out images by seed. As a table, and 
     python benchmarks/vit_students.py --config configs/cifar10_vit.yaml --seeds 0 1 2 --output runs/vit_students
 
 What the two arms share: everything but ``loss.red`` and ``student.red_placement``. A run that is there is not made
-again.
+again, and one that was stopped goes on.
 """
 
 import argparse
@@ -35,7 +35,8 @@ def made(arguments: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     run = Path(arguments.output) / f"{arm.replace(' ', '_')}_{seed}"
     if not (run / "student").is_dir():
         command = [sys.executable, "-m", "ddpm_redistill", "distill", "--config", arguments.config, *arguments.options]
-        subprocess.run([*command, *ARMS[arm], "--seed", str(seed), "--output_dir", str(run)], check=True)
+        command += [*ARMS[arm], "--seed", str(seed), "--output_dir", str(run)]
+        subprocess.run([*command, *(["--resume"] if (run / "checkpoints").is_dir() else [])], check=True)
     return {"arm": arm, "seed": seed, "held_out_top1": accuracy(run)}
 
 
