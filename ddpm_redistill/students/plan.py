@@ -234,9 +234,9 @@ def _plan_of_its_own(teacher_config: dict[str, Any], table: list[Resampling], gi
         foreign = foreign or "reduction"
         raise UserError(f"student.{foreign} is set, which no student of its own architecture has: leave it out")
     chosen: dict[str, Any] = {**defaults, **given}
+    config, maps = family.own_student(architecture, chosen.get("arguments", {}), teacher_config)
     if chosen["start"] == "teacher":
         raise UserError("student.start is teacher, and a student of its own architecture has no layers of its teacher")
-    config, maps = family.own_student(architecture, chosen.get("arguments", {}), teacher_config)
     after = chosen.get("align_after", (len(maps) + 1) // 2)
     if not 1 <= after <= len(maps):
         raise UserError(f"student.align_after is {after}: the student has blocks 1 to {len(maps)}")
