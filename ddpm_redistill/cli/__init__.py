@@ -1,7 +1,7 @@
 """The command line's entry: which verbs there are, and how one ends.
 
-Their parsers are in ``running.py``, ``measuring.py`` and ``sharing.py``; what each does is in ``verbs.py``, of ``plan``,
-``memory`` and ``evaluate`` in ``verb_plan.py``, ``verb_memory.py`` and ``verb_evaluate.py``.
+Their parsers are in ``running.py``, ``measuring.py`` and ``sharing.py``; what each does is in ``verbs.py``, of
+``plan``, ``memory`` and ``evaluate`` in ``verb_plan.py``, ``verb_memory.py`` and ``verb_evaluate.py``.
 """
 
 import logging

@@ -6,7 +6,6 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from ..units import MIB
-
 from .text_accuracy import accuracy_lines
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ OF_DDPMS: dict[str, Any] = {
 
 def run_evaluate(arguments: Namespace) -> None:
     from ..families.registry import find_family
-    from ..sharing.card import renew_card
+    from ..sharing.renew import renew_card
 
     quiet_libraries()
     folder = Path(arguments.model)
@@ -47,8 +47,8 @@ def run_evaluate(arguments: Namespace) -> None:
 def evaluate_ddpm(arguments: Namespace, output_dir: Path) -> dict[str, Any]:
     from ..evaluation.evaluate import evaluate
 
-    keys = ("teacher", "data", "data_range", "num_images", "scheduler", "spacing", "eta", "batch_size", "dtype")
-    keys += ("guidance", "seed", "inception_weights", "extractor")
+    keys = ["teacher", "data", "data_range", "num_images", "scheduler", "spacing", "eta", "batch_size", "dtype"]
+    keys += ["guidance", "seed", "inception_weights", "extractor"]
     return evaluate(
         arguments.model,
         **{key: arguments[key] for key in keys},
@@ -61,7 +61,9 @@ def evaluate_ddpm(arguments: Namespace, output_dir: Path) -> dict[str, Any]:
 def evaluate_classifier(arguments: Namespace, output_dir: Path) -> dict[str, Any]:
     wrong = next((key for key, default in OF_DDPMS.items() if arguments[key] != default), None)
     if wrong is not None:
-        raise UserError(f"--{wrong} is for DDPMs, which are sampled, and {arguments.model} is a classifier: leave it out")
+        raise UserError(
+            f"--{wrong} is for DDPMs, which are sampled, and {arguments.model} is a classifier: leave it out"
+        )
     from ..evaluation.evaluate_classifier import evaluate_classifier
 
     keys = ("teacher", "data", "data_range", "batch_size")

@@ -48,7 +48,7 @@ def run_distill(arguments: Namespace) -> None:
     if student is not None:
         from accelerate import PartialState
 
-        from ..sharing.card import renew_card
+        from ..sharing.renew import renew_card
 
         if PartialState().is_main_process:
             renew_card(str(student), output_dir=student.parent, measured=False)
@@ -112,7 +112,7 @@ def run_push(arguments: Namespace) -> None:
 
 def run_demo(arguments: Namespace) -> None:
     from ..evaluation.evaluate import evaluate
-    from ..sharing.card import renew_card
+    from ..sharing.renew import renew_card
     from ..training.distill import distill
 
     quiet_libraries()

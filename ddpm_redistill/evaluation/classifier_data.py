@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +33,19 @@ def measured_on(
         UserError: there are neither; the source cannot be opened; or its images are not those of the run any more.
     """
     run = run or {}
-    size = {"image_size": network.image_size, "channels": network.in_channels}
+    size: dict[str, Any] = {"image_size": network.image_size, "channels": network.in_channels}
     if data is not None:
-        images = open_images(data, data_range=data_range, **size)  # type: ignore[arg-type]
+        images = open_images(data, data_range=data_range, **size)
         return Measurable(images=images, source=data, held_out=False, warnings=_learned(model, run, data))
     source, told = run.get("data"), run.get("classification")
     held_out = told.get("held_out") if isinstance(told, dict) else None
     if not isinstance(source, str) or not isinstance(held_out, int | float | str):
         raise UserError(f"nothing to measure {model} on: give --data, a source of labelled images")
-    open_source = partial(
-        open_images, on_bad_image=run.get("on_bad_image", "error"), data_range=run.get("data_range"), **size
-    )
+    size |= {"on_bad_image": run.get("on_bad_image", "error"), "data_range": run.get("data_range")}
+
+    def open_source(name: str) -> ImageSource:
+        return open_images(name, **size)
+
     if isinstance(held_out, str):
         held: ImageSource | None = open_source(held_out)
     else:

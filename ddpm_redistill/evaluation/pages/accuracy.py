@@ -8,7 +8,7 @@ from typing import Any
 
 from . import template as h
 from .confusion import confusion_picture
-from .text import DASH, brackets, figure, interval, listed, number, part
+from .text import DASH, figure, interval, listed, number, part
 
 MOST_ROWS = 100
 """Of the table by class; the others are in report.json."""
@@ -43,12 +43,10 @@ def accuracy_section(accuracy: dict[str, Any]) -> str:
     shown = {key: label for key, label in TOPS.items() if any(key in values for values in networks.values())}
     rows = [[h.cell(name), *(h.cell(*with_ends(values, key)) for key in shown)] for name, values in networks.items()]
     count = number(accuracy.get("num_images"))
-    what = "images that the model's run has held out, so that it has not learned from them" * bool(
-        accuracy.get("held_out")
-    )
+    what = "images that the model's run has held out, so that it has not learned from them"
     lead = (
-        f"Shares of {count} {what or 'images'} whose class is the first that the network names, or among its first"
-        " five. In brackets: 95% intervals (Wilson), where the share would fall on other images, as many."
+        f"Measured on {count} {what if accuracy.get('held_out') else 'images'}. Top 1: the share of them whose class is"
+        " the one that the network names first; top 5: among its first five. In brackets: 95% intervals (Wilson)."
     )
     agreed = [
         f"Teacher and student name the same class first, right or wrong, of {' '.join(with_ends(pair, 'agreement'))}."
@@ -69,7 +67,7 @@ def accuracy_section(accuracy: dict[str, Any]) -> str:
 def _confusions(networks: Mapping[str, dict[str, Any]], classes: list[str]) -> str:
     pictures = []
     for name, values in networks.items():
-        counts = [[figure(count) or 0 for count in listed(row)] for row in listed(values.get("confusion"))]
+        counts = [[int(figure(count) or 0) for count in listed(row)] for row in listed(values.get("confusion"))]
         if classes and len(counts) == len(classes) and all(len(row) == len(classes) for row in counts):
             alt = f"Confusion of the {name.lower()}: the counts in report.json, a row a true class"
             pictures.append(h.picture(confusion_picture(counts, classes), alt, name, "chart"))
@@ -81,7 +79,7 @@ def _by_class(networks: Mapping[str, dict[str, Any]]) -> str:
     tables = [[part(row) for row in listed(values.get("by_class"))] for values in networks.values()]
     count = min(map(len, tables))
     rows = [[each[i] for each in tables] for i in range(count)]
-    rows.sort(key=lambda row: figure(row[-1].get("top1")) if figure(row[-1].get("top1")) is not None else math.inf)
+    rows.sort(key=_share_of_last)
     cells = [
         [h.cell(row[-1].get("name", "")), h.cell(number(row[-1].get("num_images")))]
         + [h.cell(*with_ends(values, "top1")) for values in row]
@@ -89,7 +87,11 @@ def _by_class(networks: Mapping[str, dict[str, Any]]) -> str:
     ]
     more = count - MOST_ROWS
     table = h.table(["Class", "Images", *networks], cells, label="Top 1 by class", css_class="compare classes")
-    return (
-        (h.paragraph("Top 1 by class, the worst first.") + table if cells else "")
-        + (h.paragraph(f"{more:,} more classes are in report.json.", "note") if more > 0 else "")
+    return (h.paragraph("Top 1 by class, the worst first.") + table if cells else "") + (
+        h.paragraph(f"{more:,} more classes are in report.json.", "note") if more > 0 else ""
     )
+
+
+def _share_of_last(row: list[dict[str, Any]]) -> float:
+    share = figure(row[-1].get("top1"))
+    return math.inf if share is None else share
