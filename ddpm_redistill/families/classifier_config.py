@@ -73,7 +73,12 @@ def read_config(ref: str) -> ClassifierConfig:
         UserError: it cannot be read, or a value in it is no classifier's.
     """
     path = Path(ref).expanduser() / CONFIG
-    return config_from_dict(read_part(path.parent, path), str(path))
+    if not path.is_file():
+        raise UserError(f"{ref} is no classifier: give timm:NAME, or a folder of {CONFIG} and {WEIGHTS}")
+    told = read_part(path.parent, path)
+    if "_class_name" in told:
+        raise UserError(f"{ref} is a model of diffusers, {_shown(told['_class_name'])}: a classifier is needed here")
+    return config_from_dict(told, str(path))
 
 
 def config_from_dict(told: dict[str, Any], where: str) -> ClassifierConfig:
