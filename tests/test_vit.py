@@ -132,6 +132,9 @@ def test_trained_by_the_command_line(tmp_path: Path) -> None:
         student, config = load_classifier(str(tmp_path / name / "student"))
         assert isinstance(student.get_submodule("blocks.1"), TokensAround)
         assert config.classes == tuple("0123456789")
+        card = (tmp_path / name / "student" / "README.md").read_text()
+        assert "# A student of" in card
+        assert "a network of its own" in card
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

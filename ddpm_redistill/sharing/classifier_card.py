@@ -62,10 +62,13 @@ def classifier_card(student: ClassifierStudent, repository: str = HERE) -> Model
 def sections(student: ClassifierStudent, repository: str, licence: dict[str, Any]) -> Iterator[str]:
     model, report = student.model, student.report
     teacher = code(shown_ref(student.teacher)) if student.teacher else "an unrecorded teacher"
-    yield f"# A student of {teacher}: feature maps {number(student.plan.get('reduction'))}x smaller a side"
+    of_its_own = part(student.plan, "options").get("architecture") is not None
+    smaller = f"feature maps {number(student.plan.get('reduction'))}x smaller a side"
+    yield f"# A student of {teacher}: {'a network of its own' if of_its_own else smaller}"
+    why = "" if of_its_own else " so that it needs less memory at its peak"
     yield (
         f"A classifier of images, {code(model.architecture)}, that was distilled from {teacher} by ddpm-redistill"
-        f" ({SOURCE}) so that it needs less memory at its peak. It tells {number(model.num_classes)} classes apart."
+        f" ({SOURCE}){why}. It tells {number(model.num_classes)} classes apart."
     )
     here = repository == HERE
     program = USAGE.format(
