@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from .core.memory import MemoryProfile, profile_memory
     from .errors import UserError
     from .evaluation.evaluate import evaluate
+    from .evaluation.evaluate_classifier import evaluate_classifier
     from .evaluation.report import write_report
     from .evaluation.sampling import sample_images
     from .export.export_model import export_model
+    from .families.classifier_files import load_classifier
     from .pipelines.lean import lean_execution
     from .pipelines.modeling_red_unet import RedUNet2DModel
     from .pipelines.pipeline_red_ddpm import RedDDPMPipeline
@@ -53,9 +55,11 @@ _HOMES = {
     "derive_student": "students.derive",
     "distill": "training.distill",
     "evaluate": "evaluation.evaluate",
+    "evaluate_classifier": "evaluation.evaluate_classifier",
     "export_model": "export.export_model",
     "fold_batch_norms": "pipelines.red_block",
     "lean_execution": "pipelines.lean",
+    "load_classifier": "families.classifier_files",
     "load_onnx_pipeline": "sources.onnx_model",
     "load_pipeline": "sources.teacher",
     "load_teacher": "sources.teacher",

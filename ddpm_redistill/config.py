@@ -33,6 +33,11 @@ class StudentConfig:
         prediction_type: what the student's network predicts; losses are taken in epsilon all the same.
         widen: for each level, the finest first, how many times as many channels as the teacher has there, as
             [1, 1, 2, 2]; None is 1 everywhere.
+        architecture: of a classifier's student that is not made of its teacher's layers, a vision transformer of timm,
+            timm:NAME. It starts from random weights, and its tokens are aligned with a map of the teacher.
+        arguments: of that network, as timm.create_model takes them: patch_size, embed_dim, depth, num_heads.
+        align_after: of that network, the block behind which its tokens are aligned, the first is 1; None is the one
+            in the middle.
     """
 
     reduction: Literal[2, 4, 8] = 2
@@ -43,6 +48,9 @@ class StudentConfig:
     head_start: Literal["teacher", "zero"] | None = None
     prediction_type: PredictionType | None = None
     widen: list[int] | None = None
+    architecture: str | None = None
+    arguments: dict[str, Any] | None = None
+    align_after: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,13 @@ CLASSIFIER_STUDENT = {
     "start": "teacher",
 }
 """Of a classifier's student."""
+TOKENS_STUDENT = {
+    "red_placement": "full",
+    "red_norm": "batch",
+    "red_start": "identity",
+    "start": "random",
+}
+"""Of a vision transformer that is a classifier's student."""
 CLASSIFIER_LOSS = {
     **NO_TERM,
     "task": 1.0,

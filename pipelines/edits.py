@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from torch import nn
 
-from .red_block import RedAround, REDBlock
+from .red_block import RedAround, REDBlock, TokensAround
 from .strides import set_stride
 
 
@@ -101,6 +101,25 @@ class Width:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """The tokens that leave a block of a transformer are laid out as a map of ``side`` by ``side``, which can be read
+    and on which a RED block can stand; the first ``prefix`` of them (class, registers) are none of it."""
+
+    kind: ClassVar[str] = "tokens"
+    path: str
+    prefix: int
+    side: int
+
+    def __str__(self) -> str:
+        behind = f" but the first {self.prefix}" if self.prefix else ""
+        return f"the tokens that leave {self.path}{behind} are laid out as a map of {self.side}x{self.side}"
+
+    def apply(self, network: nn.Module) -> None:
+        """Put the block into a ``TokensAround``."""
+        network.set_submodule(self.path, TokensAround(network.get_submodule(self.path), self.prefix, self.side))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Red:
     """A RED block on one side of a layer, and the map of the teacher that it is matched to.
 
@@ -139,8 +158,8 @@ class Red:
         setattr(layer, self.side, REDBlock(self.channels, self.norm, self.start))
 
 
-Edit = Stem | Stride | Head | Width | Red
-EDITS: dict[str, type[Edit]] = {edit.kind: edit for edit in (Stem, Stride, Head, Width, Red)}
+Edit = Stem | Stride | Head | Width | Tokens | Red
+EDITS: dict[str, type[Edit]] = {edit.kind: edit for edit in (Stem, Stride, Head, Width, Tokens, Red)}
 
 
 def edit_to_dict(edit: Edit) -> dict[str, Any]:

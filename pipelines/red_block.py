@@ -87,6 +87,27 @@ class RedAround(nn.Module):
         return self.red_out(self.layer(self.red_in(x), *args, **kwargs))
 
 
+class TokensAround(RedAround):
+    """A block of a transformer, the tokens behind which are laid out as a map for a RED block; those in front of them
+    (class, registers) pass by it.
+
+    Args:
+        layer: tokens (B, prefix + side * side, C) -> the same.
+        prefix: tokens that are none of the map.
+        side: of the map, (B, C, side, side), row by row.
+    """
+
+    def __init__(self, layer: nn.Module, prefix: int, side: int):
+        super().__init__(layer)
+        self.prefix, self.side = prefix, side
+
+    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        tokens = self.layer(x, *args, **kwargs)
+        passing, laid_out = tokens[:, : self.prefix], tokens[:, self.prefix :]
+        feature_map = self.red_out(laid_out.transpose(1, 2).unflatten(2, (self.side, self.side)))
+        return torch.cat((passing, feature_map.flatten(2).transpose(1, 2)), dim=1)
+
+
 def _norm(kind: str, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)

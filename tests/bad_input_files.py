@@ -62,6 +62,7 @@ def make_place(place: Path) -> None:
     folders(place)
     archives(place)
     texts(place, teacher, data)
+    classifiers(place)
 
 
 def models(place: Path, teacher: Path) -> None:
@@ -174,6 +175,13 @@ def archives(place: Path) -> None:
     npz_with_header(place / "liar.npz", f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n".encode())
     np.savez(place / "statistics.npz", mu=np.zeros(4), sigma=np.eye(3))
     np.savez(place / "statistics_objects.npz", mu=np.array([None]), sigma=np.eye(1))
+
+
+def classifiers(place: Path) -> None:
+    (place / "of_a_family").mkdir()
+    told = {"architecture": "steps:16", "num_classes": 10, "in_channels": 1, "image_size": 32, "arguments": {}}
+    (place / "of_a_family" / "config.json").write_text(json.dumps({**told, "mean": [0.5], "std": [0.5]}))
+    (place / "of_a_family" / "model.safetensors").write_bytes(b"")
 
 
 def texts(place: Path, teacher: Path, data: Path) -> None:

@@ -18,6 +18,7 @@ def rows() -> list[Row]:
     distill = "distill --config {good} --output_dir {out}"
     sample, evaluate = "sample {place}/teacher --output {out}", "evaluate {place}/teacher --data {data} --num_images 8"
     model = "sample {place}/%s --output {out}"
+    plan_vit = "plan wrn:10-1 --architecture timm:vit_tiny_patch16_224"
     return [
         # models
         Row("weights cut in half", model % "truncated", "the weights of {place}/truncated cannot be loaded"),
@@ -188,6 +189,32 @@ def rows() -> list[Row]:
             f"{distill} --training.memory_budget 1GiB --training.gradient_accumulation 2",
             "set one of them",
         ),
+        # students with a network of their own, and classifiers
+        Row(
+            "tokens that meet no map of the teacher",
+            f'{plan_vit} --image_size 32 --arguments {{{{"patch_size":16}}}}',
+            "a map of 2 a side, and the teacher's maps are of 32, 16, 8",
+        ),
+        Row(
+            "patches that do not divide the image",
+            f'{plan_vit} --image_size 36 --arguments {{{{"patch_size":8}}}}',
+            "images of 36 pixels a side are not divided by patches of 8",
+        ),
+        Row(
+            "an argument that timm lacks",
+            f'{plan_vit} --arguments {{{{"patches":8}}}}',
+            "timm cannot build timm:vit_tiny_patch16_224",
+        ),
+        Row("a transformer as a teacher", "plan timm:vit_tiny_patch16_224", "whose tokens keep one resolution"),
+        Row("a convolutional student of its own", "plan wrn:10-1 --architecture timm:resnet18", "leave student.archi"),
+        Row(
+            "a classifier as the student of a DDPM",
+            "plan {place}/teacher --architecture timm:vit_tiny_patch16_224",
+            "cannot learn what this teacher does, to denoise",
+        ),
+        Row("arguments of no architecture", 'plan wrn:10-1 --arguments {{"depth":4}}', "student.arguments is set"),
+        Row("a student of its own under a budget", f"{plan_vit} --budget 1MiB", "a budget is met by changing"),
+        Row("a family that is not installed", "plan {place}/of_a_family", "of the family steps, and no package"),
         Row("a plan for no image", "plan {place}/teacher --batch_size 0", "batch_size must be at least 1"),
         Row("a plan under a budget for a batch", "plan {place}/teacher --budget 1MiB --batch_size 4", "go together"),
         Row(

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, UNet2DModel, VQModel
 
 from ddpm_redistill.cli import main
+from ddpm_redistill.families.classifier_files import build, find_config, save_classifier
 from ddpm_redistill.pipelines.conditioning import Conditioning
 from ddpm_redistill.sources.model_folder import find_model
 from ddpm_redistill.sources.teacher import Teacher
@@ -31,6 +32,11 @@ ARCHITECTURES = {
     "google/ddpm-ema-bedroom-256": "ddpm-celebahq-256",
     "CompVis/ldm-celebahq-256": "ldm-celebahq-256",
 }
+CLASSIFIERS = {
+    "runs/digits_classifier/teacher": ("wrn:10-1", 32, 1),
+    "runs/cifar10_classifier/teacher": ("wrn:22-1", 32, 3),
+}
+"""Architecture, pixels a side and channels."""
 
 
 def config_of(ref: str) -> dict[str, Any]:
@@ -61,6 +67,14 @@ def stand_in(ref: str, device: str) -> Teacher:
     return Teacher(unet.eval(), DDPMScheduler(), ref, "0" * 64, id2label, vqvae=vqvae)
 
 
+def classifier_stand_in(ref: str, folder: Path) -> Path:
+    """A folder of random weights in the place of the classifier that a config names as its teacher."""
+    architecture, size, channels = CLASSIFIERS[ref]
+    told = find_config(architecture, image_size=size, num_classes=10, in_channels=channels)
+    save_classifier(build(told), told, folder)
+    return folder
+
+
 def make_data(path: Path, size: int, channels: int) -> Path:
     images = np.random.default_rng(0).integers(0, 256, (20, size, size, channels), dtype=np.uint8)
     np.savez(path, images=images, labels=np.arange(20) % 10)
@@ -81,14 +95,17 @@ def _without_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("_without_weights")
 def test_a_config_passes_a_dry_run(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = yaml.safe_load(path.read_text())
-    verb = "teach" if "unet" in settings else "distill"
+    verb = "teach" if {"unet", "architecture"} & settings.keys() else "distill"
+    options = ["--output_dir", str(tmp_path / "run")]
     if verb == "teach":
         size, channels = settings["image_size"], settings["channels"]
+    elif settings["teacher"] in CLASSIFIERS:
+        _, size, channels = CLASSIFIERS[settings["teacher"]]
+        options += ["--teacher", str(classifier_stand_in(settings["teacher"], tmp_path / "teacher"))]
     else:
         config = config_of(settings["teacher"])
         size, channels = config["sample_size"], config["in_channels"]
         size *= 4 if settings["teacher"].startswith("CompVis") else 1
-    options = ["--output_dir", str(tmp_path / "run")]
     if settings["data"] != BUILT_IN:
         options += ["--data", str(make_data(tmp_path / "images.npz", size, channels))]
     main([verb, "--config", str(path), *options, "--dry_run"])

@@ -50,7 +50,7 @@ def files(student: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 def ready(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """An export to ONNX takes the file that is there: torch's exporter needs seconds."""
     there = files["onnx"]
-    monkeypatch.setattr("ddpm_redistill.export.export_model.trace", lambda unet, batch_size: None)
+    monkeypatch.setattr("ddpm_redistill.export.ddpm.trace", lambda unet, batch_size: None)
     monkeypatch.setattr(onnx_export, "write_onnx", lambda program, path, description, opset: shutil.copy(there, path))
 
 

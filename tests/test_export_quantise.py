@@ -36,7 +36,7 @@ def file(student: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ready(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export takes the file that is there: torch's exporter needs seconds."""
-    monkeypatch.setattr("ddpm_redistill.export.export_model.trace", lambda unet, batch_size: None)
+    monkeypatch.setattr("ddpm_redistill.export.ddpm.trace", lambda unet, batch_size: None)
     monkeypatch.setattr(onnx_export, "write_onnx", lambda program, path, description, opset: shutil.copy(file, path))
 
 

@@ -18,8 +18,9 @@ from ddpm_redistill.cli import main
 from ddpm_redistill.evaluation import evaluate as evaluation
 from ddpm_redistill.pipelines.modeling_red_unet import CODE_NAME
 from ddpm_redistill.plan_facts import plan_facts
-from ddpm_redistill.sharing.card import renew_card, write_card
+from ddpm_redistill.sharing.card import write_card
 from ddpm_redistill.sharing.markdown import figure, mib, number
+from ddpm_redistill.sharing.renew import renew_card
 
 
 @pytest.fixture(scope="module")

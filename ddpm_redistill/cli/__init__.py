@@ -1,7 +1,7 @@
 """The command line's entry: which verbs there are, and how one ends.
 
-Their parsers are in ``running.py``, ``measuring.py`` and ``sharing.py``; what each does is in ``verbs.py``, of ``plan``
-and ``memory`` in ``verb_plan.py`` and ``verb_memory.py``.
+Their parsers are in ``running.py``, ``measuring.py`` and ``sharing.py``; what each does is in ``verbs.py``, of
+``plan``, ``memory`` and ``evaluate`` in ``verb_plan.py``, ``verb_memory.py`` and ``verb_evaluate.py``.
 """
 
 import logging
@@ -17,12 +17,12 @@ from .measuring import evaluate_parser, memory_parser, plan_parser, report_parse
 from .mistakes import OneLineParser, fail, is_main_process
 from .running import demo_parser, distill_parser, sample_parser, teach_parser
 from .sharing import export_parser, push_parser
+from .verb_evaluate import run_evaluate
 from .verb_memory import run_memory
 from .verb_plan import run_plan
 from .verbs import (
     run_demo,
     run_distill,
-    run_evaluate,
     run_export,
     run_push,
     run_report,

@@ -1,6 +1,6 @@
 """Parsers of the verbs that measure: plan, memory, evaluate, statistics, report."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
@@ -37,6 +37,18 @@ def plan_parser() -> ArgumentParser:
         type=list[int] | None,
         default=None,
         help="times the teacher's channels, level by level, as [1,1,2,2]; default 1 everywhere",
+    )
+    parser.add_argument(
+        "--architecture",
+        type=str | None,
+        default=None,
+        help="of a classifier's student that is not made of its teacher's layers: a vision transformer, timm:NAME",
+    )
+    parser.add_argument(
+        "--arguments",
+        type=dict[str, Any] | None,
+        default=None,
+        help="of that network, as {patch_size: 4, embed_dim: 96, depth: 6, num_heads: 3}",
     )
     parser.add_argument("--image_size", type=int | None, default=None, help="pixels a side; default the teacher's own")
     parser.add_argument(

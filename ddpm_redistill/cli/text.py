@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from ..units import MIB
+from .text_accuracy import accuracy_lines
 
 if TYPE_CHECKING:
     from ..sharing.push import Push
@@ -73,6 +74,8 @@ def _memory_rows(profiles: list[dict[str, Any]], by_setting: bool) -> list[tuple
 
 def summary(report: dict[str, Any]) -> str:
     """The report in a few lines; of several numbers of steps, a block each."""
+    if "accuracy" in report:
+        return "\n".join([*accuracy_lines(report), memory_table(report["memory"])])
     distances = report["distances"]
     lines = [f"distances, {distances['num_images']} images"]
     for row in report.get("steps") or [{**distances, "speed": report["speed"]}]:

@@ -28,11 +28,12 @@ def run_plan(arguments: Namespace) -> None:
         raise UserError(f"image_size must be at least 1, not {arguments.image_size}")
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {arguments.batch_size}")
-    for option in ("batch_size", "widen"):
+    for option in ("batch_size", "widen", "architecture"):
         if budget is not None and arguments[option] is not None:
             what = {
                 "batch_size": "a budget is of one image that is sampled",
                 "widen": "a budget is met by the smallest change",
+                "architecture": "a budget is met by changing the teacher",
             }[option]
             raise UserError(f"--{option} and --budget do not go together: {what}")
     model.say()
@@ -52,7 +53,7 @@ def plan_by_options(arguments: Namespace, family: "Family", model: "Found", conf
     from ..students.plan import plan_student
 
     reduction: Any = 2 if arguments.reduction is None else arguments.reduction
-    options = {"red_placement": arguments.red_placement, "widen": arguments.widen}
+    options = {key: arguments[key] for key in ("red_placement", "widen", "architecture", "arguments")}
     plan = plan_student(config, StudentConfig(reduction=reduction, **options))
     memory = planned_report(model.config, plan)
     if model.autoencoder:

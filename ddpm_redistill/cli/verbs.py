@@ -48,7 +48,7 @@ def run_distill(arguments: Namespace) -> None:
     if student is not None:
         from accelerate import PartialState
 
-        from ..sharing.card import renew_card
+        from ..sharing.renew import renew_card
 
         if PartialState().is_main_process:
             renew_card(str(student), output_dir=student.parent, measured=False)
@@ -67,40 +67,6 @@ def run_sample(arguments: Namespace) -> None:
     options |= {"compile": COMPILE[arguments.compile], "guidance": arguments.guidance}
     options["labels"] = None if arguments.labels is None else parse_labels(arguments.labels)
     sample_to_disk(arguments.model, arguments.output, num_inference_steps=arguments.steps, **options)
-
-
-def run_evaluate(arguments: Namespace) -> None:
-    from ..evaluation.evaluate import evaluate
-    from ..sharing.card import renew_card
-
-    quiet_libraries()
-    folder = Path(arguments.model)
-    in_run = (folder.parent / "config.yaml").is_file()
-    output_dir = Path(arguments.output_dir or (folder.parent if in_run else "runs/evaluate"))
-    report = evaluate(
-        arguments.model,
-        teacher=arguments.teacher,
-        data=arguments.data,
-        data_range=arguments.data_range,
-        num_images=arguments.num_images,
-        steps=parse_steps(arguments.steps),
-        scheduler=arguments.scheduler,
-        spacing=arguments.spacing,
-        eta=arguments.eta,
-        batch_size=arguments.batch_size,
-        dtype=arguments.dtype,
-        compile=COMPILE[arguments.compile],
-        guidance=arguments.guidance,
-        seed=arguments.seed,
-        inception_weights=arguments.inception_weights,
-        extractor=arguments.extractor,
-        output_dir=output_dir,
-    )
-    renew_card(arguments.model, output_dir=output_dir, measured=True)
-    if arguments.json:
-        print(json.dumps(report, indent=2))
-    else:
-        print(summary(report))
 
 
 def run_statistics(arguments: Namespace) -> None:
@@ -146,7 +112,7 @@ def run_push(arguments: Namespace) -> None:
 
 def run_demo(arguments: Namespace) -> None:
     from ..evaluation.evaluate import evaluate
-    from ..sharing.card import renew_card
+    from ..sharing.renew import renew_card
     from ..training.distill import distill
 
     quiet_libraries()
@@ -181,17 +147,6 @@ def as_settings(arguments: Namespace, config_class: type) -> dict[str, Any]:
             value = kind(**value.as_dict())
         settings[field.name] = value
     return settings
-
-
-def parse_steps(text: str) -> list[int]:
-    """``"50"`` or ``"10,20,50"`` -> counts in rising order. Raises UserError."""
-    try:
-        counts = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise UserError(f"--steps is {text!r}: give a number, or several as 10,20,50") from None
-    if counts[0] < 1:
-        raise UserError(f"steps must be at least 1, not {counts[0]}")
-    return counts
 
 
 def parse_labels(text: str) -> list[int]:

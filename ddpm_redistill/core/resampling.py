@@ -1,4 +1,4 @@
-"""The layers of a network that change its resolution, as rows of a table."""
+"""The layers of a network that change its resolution, as rows of a table; and what a network of tokens has instead."""
 
 from dataclasses import dataclass
 
@@ -25,3 +25,20 @@ class Resampling:
     channels: tuple[int, int]
     resolution: tuple[int, int]
     layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMap:
+    """What leaves a block of a network that keeps one resolution, a transformer's: tokens that are a map.
+
+    Args:
+        path: the block.
+        prefix: tokens in front that are none of the map: class, registers.
+        channels: of a token.
+        resolution: of the map, tokens a side.
+    """
+
+    path: str
+    prefix: int
+    channels: int
+    resolution: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..plan_facts import plan_facts
 from .pages import quality as q
 from .pages import sections as s
 from .pages import template as h
+from .pages.accuracy import accuracy_headline, accuracy_section
 from .pages.classes import classes_section
 from .pages.text import (
     TIMES,
@@ -30,6 +31,9 @@ from .pages.text import (
     part,
     ratio,
 )
+
+Figure = tuple[str, str | None, str]
+"""A large number: label, value (None: not measured), note."""
 
 
 def write_report(
@@ -73,14 +77,22 @@ def _page(
     by_class: bool,
 ) -> str:
     distances, memory, speed, plan = (part(report, key) for key in ("distances", "memory", "speed", "plan"))
+    accuracy = part(report, "accuracy")
     plan = plan_facts(plan)
     searched = part(report, "provenance").get("num_data_images")
     compared = any(part(values, "teacher") for values in (memory, speed)) or "teacher_to_data" in distances
     return h.page(
         "Distillation report" if compared else "Model report",
-        _subtitle(plan, distances),
+        _subtitle(plan, accuracy or distances),
         [
-            h.headline(_headline(distances, memory, speed)),
+            h.headline(
+                [
+                    _memory_headline(memory),
+                    accuracy_headline(accuracy) if accuracy else _distance_headline(distances),
+                    _speed_headline(speed, "Speed" if accuracy else "Sampling speed"),
+                ]
+            ),
+            accuracy_section(accuracy),
             s.samples_section(grids, compared, same_noise=bool(part(memory, "student")), by_class=by_class),
             q.distances_section(distances, compared),
             classes_section(part(report, "classes"), distances, compared),
@@ -97,32 +109,31 @@ def _page(
     )
 
 
-def _subtitle(plan: dict[str, Any], distances: dict[str, Any]) -> str:
+def _subtitle(plan: dict[str, Any], measured: dict[str, Any]) -> str:
     parts = []
     if plan.get("reduction"):
         parts.append(f"Feature maps {plan['reduction']}{TIMES} smaller in height and width")
     if plan.get("prediction_type"):
         parts.append(f"predicts {plan['prediction_type']}")
-    if figure(distances.get("num_images")):
-        parts.append(f"measured on {number(distances['num_images'])} images")
-    if figure(distances.get("num_inference_steps")):
-        parts.append(f"{number(distances['num_inference_steps'])} sampling steps")
+    if figure(measured.get("num_images")):
+        parts.append(f"measured on {number(measured['num_images'])} images")
+    if figure(measured.get("num_inference_steps")):
+        parts.append(f"{number(measured['num_inference_steps'])} sampling steps")
     return " · ".join(parts)
 
 
-def _headline(
-    distances: dict[str, Any], memory: dict[str, Any], speed: dict[str, Any]
-) -> Iterator[tuple[str, str | None, str]]:
+def _memory_headline(memory: dict[str, Any]) -> Figure:
     teacher, student = part(memory, "teacher"), part(memory, "student")
     key = "tensor_peak" if figure(student.get("tensor_peak")) else "paper_peak"
     name = s.MEMORY[key][0].lower()
     smaller = ratio(teacher.get(key), student.get(key))
     if smaller or teacher:
         note = f"{name}: {mib(teacher.get(key))} to {mib(student.get(key))}" if smaller else ""
-        yield "Peak memory, smaller by", smaller, note
-    else:
-        yield "Peak memory", mib(student[key]) if figure(student.get(key)) else None, f"{name}, one image"
+        return "Peak memory, smaller by", smaller, note
+    return "Peak memory", mib(student[key]) if figure(student.get(key)) else None, f"{name}, one image"
 
+
+def _distance_headline(distances: dict[str, Any]) -> Figure:
     pair = "student_to_teacher" if part(distances, "student_to_teacher") else "student_to_data"
     values, frechet = part(distances, pair), frechet_of(distances)
     label = "Distance, student to teacher" if pair == "student_to_teacher" else "Distance to the data"
@@ -130,14 +141,15 @@ def _headline(
     unit = f"{metric_name(frechet)}, {extractor_name(part(distances, 'extractor'))}"
     ends = brackets(interval(values, frechet))
     note = f"{ends and f'95% interval {ends}; '}{unit}, {number(distances.get('num_images'))} images; lower is nearer"
-    yield label, None if value is None else f"{value:,.1f}", "" if value is None else note
+    return label, None if value is None else f"{value:,.1f}", "" if value is None else note
 
+
+def _speed_headline(speed: dict[str, Any], label: str) -> Figure:
     rates = [figure(part(speed, who).get("images_per_second")) for who in ("teacher", "student")]
     if rates[0] or not rates[1]:
         both = f"{number(rates[1])} against {number(rates[0])} images/s"
-        yield "Sampling speed", ratio(rates[1], rates[0]), both if all(rates) else ""
-    else:
-        yield "Sampling speed", number(rates[1]), "images per second"
+        return label, ratio(rates[1], rates[0]), both if all(rates) else ""
+    return label, number(rates[1]), "images per second"
 
 
 def _json_value(value: Any) -> Any:

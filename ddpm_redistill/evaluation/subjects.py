@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..files import read_metrics
 from ..pipelines.conditioning import Conditioning
 from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
+from ..sources.folder_files import read_json
 from ..sources.image_files import one_line
 from ..sources.image_source import ImageSource
 from ..sources.teacher import find_model, sha256_of
@@ -142,4 +143,16 @@ def run_of(model: str) -> dict[str, Any]:
         return {"config": yaml.safe_load(config.read_text()), "metrics": read_metrics(curves)}
     except (OSError, ValueError, yaml.YAMLError) as error:
         log.warning("the run of %s is left out of the report: %s", model, one_line(error))
+        return {}
+
+
+def records_of(model: str) -> dict[str, Any]:
+    """provenance.json of the run folder that a model lies in; empty for any other model."""
+    path = Path(model).expanduser().parent / "provenance.json"
+    if not path.is_file():
+        return {}
+    try:
+        return read_json(path)
+    except UserError as error:
+        log.warning("the records of the run of %s are left out: %s", model, error)
         return {}

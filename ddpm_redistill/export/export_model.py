@@ -4,24 +4,20 @@ import importlib.util
 import logging
 import math
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import UserError
+from ..families.registry import find_family
 from ..files import written_aside
-from ..pipelines.pipeline_red_ddpm import RedDDPMPipeline
-from ..sources.class_labels import conditioned
 from ..sources.image_files import one_line
-from ..sources.image_source import ImageSource
-from ..sources.images import check_data_range, open_images
-from ..sources.model_config import check_own_size
-from ..sources.teacher import find_model, load_pipeline, sha256_of
-from .description import describe
-from .tracing import image_shape, trace
-from .verify import INPUTS, TOLERANCE, difference
+from ..sources.images import check_data_range
+from .classifier import exportable_classifier
+from .ddpm import exportable_ddpm
+from .exportable import Exportable
+from .verify import INPUTS, TOLERANCE
 
 log = logging.getLogger("ddpm_redistill")
 
@@ -35,6 +31,8 @@ NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
 """The extra of a format, and its packages."""
 QUANTISED = ("int8_weights", "int8")
 CALIBRATION_IMAGES = 256
+EXPORTABLE: dict[str, Callable[..., Exportable]] = {"denoise": exportable_ddpm, "classify": exportable_classifier}
+"""By the task of the model."""
 
 
 def export_model(
@@ -56,8 +54,8 @@ def export_model(
         batch_size: of every call of the file; None for any, which ExecuTorch has not.
         opset: of ONNX, 18 (default) to 25.
         quantise: ONNX as "int8_weights", or as "int8": activations too, calibrated on ``data``.
-        data: training images, of which ``calibration_images`` (256) are taken, with noise of timesteps over the
-            schedule; of another size or colour they are made the network's, as in training. For a class-conditional
+        data: training images, of which ``calibration_images`` (256) are taken, for a DDPM with noise of timesteps over
+            the schedule; of another size or colour they are made the network's, as in training. For a class-conditional
             network they need labels of its classes.
         data_range: of ``data``, as ``open_images``.
 
@@ -68,34 +66,21 @@ def export_model(
     check_request(path, format, batch_size, opset)
     check_quantisation(format, quantise, data, calibration_images)
     check_data_range(data_range, images=data is not None)
-    pipeline = load_pipeline(ref)
-    check_own_size(ref, pipeline.unet.config)
-    if pipeline.vqvae is not None:
-        raise UserError(f"{ref} denoises latents, which its autoencoder decodes: only models of pixels are exported")
-    images = None if data is None else _images(data, data_range, pipeline)
-    labels = None if images is None else _labels(images, pipeline, ref)
-    description = describe(pipeline, batch_size, sha256_of(*find_model(ref).weights), quantised=quantise)
-    program = trace(pipeline.unet, batch_size)
-    writer, caller = _format(format, opset)
+    count = CALIBRATION_IMAGES if calibration_images is None else calibration_images
+    asked: dict[str, Any] = {"batch_size": batch_size, "quantise": quantise, "data": data, "data_range": data_range}
+    model = EXPORTABLE[find_family(ref)[1].TASK](ref, **asked, calibration_images=count)
+    writer, caller = _format(format, opset, model.output)
+    program = model.trace()
     with written_aside(path) as aside:
-        writer(program, aside, description)
-        timesteps = pipeline.scheduler.config.num_train_timesteps
-        error = difference(pipeline.unet, caller(aside), timesteps, batch_size)
+        writer(program, aside, model.description)
+        error = model.error_of(caller(aside))
         if not error <= TOLERANCE:  # NaN is not
             raise UserError(f"the exported network differs from {ref} by {error:.2g}: more than {TOLERANCE:g}")
         if quantise:
-            from .quantise import calibration_feeds
             from .quantise import quantise as quantise_file
 
-            scheduler, count = pipeline.scheduler, calibration_images or CALIBRATION_IMAGES
-            feeds = None
-            if images is not None:
-                null = _null(pipeline)
-                feeds = calibration_feeds(
-                    images, scheduler, count=count, batch_size=batch_size, labels=labels, null=null
-                )
-            quantise_file(aside, quantise, feeds)
-            error = difference(pipeline.unet, caller(aside), timesteps, batch_size)
+            quantise_file(aside, quantise, None if model.feeds is None else model.feeds())
+            error = model.error_of(caller(aside))
             if not math.isfinite(error):
                 raise UserError(f"{ref} gives values that are not finite as {quantise}")
     size = path.stat().st_size
@@ -151,34 +136,12 @@ def check_quantisation(format: str, quantise: str | None, data: str | None, cali
         )
 
 
-def _images(data: str, data_range: float | None, pipeline: RedDDPMPipeline) -> ImageSource:
-    """Of the network's own size and channels."""
-    height, width = image_shape(pipeline.unet)
-    if height != width:
-        raise UserError(f"calibration takes square images, and this network makes {width} x {height}")
-    channels = pipeline.unet.config.in_channels
-    return open_images(data, image_size=height, channels=channels, data_range=data_range)
-
-
-def _labels(images: ImageSource, pipeline: RedDDPMPipeline, ref: str) -> Tensor | None:
-    """Of the images, int64 (N,), in the numbers of a class-conditional network; None of one without classes."""
-    if pipeline.conditioning is None:
-        return None
-    return conditioned(images, pipeline.unet.config.num_class_embeds, find_model(ref).id2label, ref)[0]
-
-
-def _null(pipeline: RedDDPMPipeline) -> int | None:
-    """The null class of a network that guidance may run with it."""
-    classes = pipeline.conditioning
-    return classes.null if classes is not None and classes.guidable else None
-
-
-def _format(format: str, opset: int | None) -> tuple[Any, Any]:
+def _format(format: str, opset: int | None, output: str) -> tuple[Any, Any]:
     """(how to write, how to call what was written); what a format needs is imported for it alone."""
     if format == "onnx":
         from .onnx_export import DEFAULT_OPSET, call_onnx, write_onnx
 
-        return partial(write_onnx, opset=opset or DEFAULT_OPSET), call_onnx
+        return partial(write_onnx, opset=opset or DEFAULT_OPSET, output=output), call_onnx
     if format == "executorch":
         from .executorch_export import call_executorch, write_executorch
 

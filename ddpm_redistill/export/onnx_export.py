@@ -7,11 +7,12 @@ from typing import Any
 
 import onnx_ir
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..errors import UserError
 from ..sources.image_files import one_line
-from ..sources.onnx_model import open_onnx
+from ..sources.onnx_model import open_session
 from .description import as_properties
 from .verify import Call
 
@@ -23,9 +24,16 @@ LARGEST = 2**31
 """Bytes that one ONNX file can have, a limit of protobuf."""
 
 
-def write_onnx(program: ExportedProgram, path: Path, description: dict[str, Any], opset: int = DEFAULT_OPSET) -> None:
-    """Inputs ``sample`` float32 (B, C, H, W), ``timestep`` int64 (B,) and of a class-conditional network
-    ``class_labels`` int64 (B,), output ``prediction`` (B, C, H, W).
+def write_onnx(
+    program: ExportedProgram,
+    path: Path,
+    description: dict[str, Any],
+    opset: int = DEFAULT_OPSET,
+    output: str = "prediction",
+) -> None:
+    """Inputs as the program's, one ``output``. Of a DDPM ``sample`` float32 (B, C, H, W), ``timestep`` int64 (B,) and
+    with classes ``class_labels`` int64 (B,), output ``prediction`` (B, C, H, W); of a classifier ``images`` float32 (B,
+    C, H, W), output ``logits`` (B, K).
 
     Raises:
         UserError: the exporter cannot express the network in this opset, or it is too large for one file.
@@ -40,7 +48,7 @@ def write_onnx(program: ExportedProgram, path: Path, description: dict[str, Any]
             exported = torch.onnx.export(
                 program,
                 input_names=list(program.graph_signature.user_inputs),
-                output_names=["prediction"],
+                output_names=[output],
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
@@ -71,5 +79,11 @@ def strip(model: onnx_ir.Model) -> None:
 
 def call_onnx(path: Path) -> Call:
     """The network in a file, by onnxruntime."""
-    network = open_onnx(str(path))
-    return lambda *inputs: network(*inputs).sample
+    session = open_session(str(path))
+    names = [each.name for each in session.get_inputs()]
+
+    def call(*inputs: Tensor) -> Tensor:
+        given = {name: each.numpy() for name, each in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, given)[0])
+
+    return call

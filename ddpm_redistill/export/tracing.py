@@ -65,6 +65,18 @@ def trace(unet: UNet2DModel, batch_size: int | None = None) -> ExportedProgram:
     inputs = {"sample": torch.zeros(count, unet.config.in_channels, *image_shape(unet)), "timestep": whole}
     if unet.class_embedding is not None:
         inputs["class_labels"] = whole.clone()
+    return graph_of(network, inputs, batch_size)
+
+
+def graph_of(network: nn.Module, inputs: dict[str, Tensor], batch_size: int | None) -> ExportedProgram:
+    """The graph of a network in eval mode, without gradients.
+
+    Args:
+        inputs: by the names that its forward has, the batch first.
+
+    Raises:
+        UserError: as ``trace``.
+    """
     shapes = {name: {0: Dim("batch", min=1)} for name in inputs} if batch_size is None else None
     try:
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """An exported network against the one that it was made from."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -42,13 +43,19 @@ def difference(unet: UNet2DModel, exported: Call, num_train_timesteps: int, batc
         if unet.class_embedding is not None:
             inputs.append(torch.tensor([label_of(index, unet.config.num_class_embeds) for index in indices]))
         expected = unet(*inputs).sample
-        found = exported(*inputs)
-        size = expected.abs().amax((1, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny)  # a new head gives zeros
-        error = (found - expected).abs().amax((1, 2, 3)) / size
-        if not error.isfinite().all():
-            return float("nan")
-        worst = max(worst, float(error.max()))
+        error = relative_error(exported(*inputs), expected)
+        if math.isnan(error):
+            return error
+        worst = max(worst, error)
     return worst
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of an output (B, ...), relative to the largest value of the original's; NaN when one is
+    not finite."""
+    size = expected.abs().flatten(1).amax(1).clamp(min=torch.finfo(torch.float32).tiny)  # a new head gives zeros
+    error = (found - expected).abs().flatten(1).amax(1) / size
+    return float(error.max()) if error.isfinite().all() else float("nan")
 
 
 def label_of(index: int, num_class_embeds: int) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..core.layer_memory import layer_memory
-from ..core.resampling import Resampling
+from ..core.resampling import Resampling, TokenMap
 from ..core.strided_layers import strided_rows
 from ..errors import UserError
 from ..pipelines.strides import STRIDED
@@ -20,6 +20,7 @@ __all__ = ["refers"]
 
 NAME = "this classifier"
 NO_WIDTH = "a classifier's student is as wide as its teacher"
+TASK = "classify"
 WIDENS = False
 LARGEST_INPUT = 2**50
 """Bytes; torch counts in 63 bits, and a feature map is many times the input."""
@@ -87,6 +88,17 @@ def resampling_table(config: dict[str, Any]) -> list[Resampling]:
         else:
             all_rows.append(next(strided))
     return all_rows
+
+
+def own_student(
+    architecture: str, arguments: dict[str, Any], teacher_config: dict[str, Any]
+) -> tuple[dict[str, Any], list[TokenMap]]:
+    """Raises UserError: a convolutional network's maps are aligned where its teacher's layers are its own."""
+    find_config(architecture)  # raises, of a name that is none
+    raise UserError(
+        f"student.architecture {architecture} is no vision transformer: a convolutional student is made of its"
+        " teacher's layers, leave student.architecture out"
+    )
 
 
 def widened(config: dict[str, Any], widen: tuple[int, ...]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from ..errors import UserError
 from ..sources.folder_files import read_part
+from .own import BUILT_IN, own_networks
 
-ARCHITECTURE = re.compile(r"timm:[a-z0-9_]+(\.\w+)?|wrn:\d{1,4}-\d{1,3}")
+ARCHITECTURE = re.compile(r"timm:[a-z0-9_]+(\.\w+)?|wrn:\d{1,4}-\d{1,3}|[a-z0-9_]+:[\w.-]{1,60}")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LARGEST = 65536
 """Of a whole number in a config: a wider or deeper network is none that is trained here, and takes long to build."""
@@ -18,7 +19,7 @@ OPTIONAL = ("classes", "student_plan")
 """Of ``ClassifierConfig``: what its JSON need not have."""
 OWN = (
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "file", "url"),
-    *("scriptable", "exportable", "no_jit", "features_only", "num_classes", "in_chans", "device", "dtype"),
+    *("scriptable", "exportable", "no_jit", "features_only", "num_classes", "in_chans", "img_size", "device", "dtype"),
 )
 """Arguments of ``timm.create_model`` that a folder may not set: they read files, or are told elsewhere."""
 
@@ -27,7 +28,8 @@ OWN = (
 class ClassifierConfig:
     """A network of images (B, in_channels, image_size, image_size) to logits (B, num_classes).
 
-    ``architecture`` is ``timm:NAME`` or ``wrn:DEPTH-WIDTH``; ``arguments`` go to ``timm.create_model``. ``mean`` and
+    ``architecture`` is ``timm:NAME``, ``wrn:DEPTH-WIDTH`` or of a family of one's own (``own.py``); ``arguments`` go to
+    ``timm.create_model``, or to that family. ``mean`` and
     ``std``, by channel, are of pixels from 0 to 1. ``classes`` are their names, empty where they are not known;
     ``student_plan`` is that of a student, as JSON.
     """
@@ -71,7 +73,12 @@ def read_config(ref: str) -> ClassifierConfig:
         UserError: it cannot be read, or a value in it is no classifier's.
     """
     path = Path(ref).expanduser() / CONFIG
-    return config_from_dict(read_part(path.parent, path), str(path))
+    if not path.is_file():
+        raise UserError(f"{ref} is no classifier: give timm:NAME, or a folder of {CONFIG} and {WEIGHTS}")
+    told = read_part(path.parent, path)
+    if "_class_name" in told:
+        raise UserError(f"{ref} is a model of diffusers, {_shown(told['_class_name'])}: a classifier is needed here")
+    return config_from_dict(told, str(path))
 
 
 def config_from_dict(told: dict[str, Any], where: str) -> ClassifierConfig:
@@ -84,6 +91,8 @@ def config_from_dict(told: dict[str, Any], where: str) -> ClassifierConfig:
     architecture = told["architecture"]
     if not isinstance(architecture, str) or not ARCHITECTURE.fullmatch(architecture):
         raise UserError(f"{where} has architecture {_shown(architecture)}, which must be timm:NAME or wrn:DEPTH-WIDTH")
+    if not architecture.startswith(BUILT_IN):
+        own_networks(architecture)
     for key in ("num_classes", "in_channels", "image_size"):
         if type(told[key]) is not int or not 1 <= told[key] <= LARGEST:
             raise UserError(f"{where} has {key} {_shown(told[key])}: whole numbers from 1 to {LARGEST} are possible")

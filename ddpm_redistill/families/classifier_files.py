@@ -1,10 +1,11 @@
-"""Classifiers opened, built and saved: ``timm:NAME``, ``wrn:DEPTH-WIDTH``, or a folder of ``config.json`` and
-``model.safetensors``."""
+"""Classifiers opened, built and saved: ``timm:NAME``, ``wrn:DEPTH-WIDTH``, a network of one's own, or a folder of
+``config.json`` and ``model.safetensors``."""
 
 import difflib
 import hashlib
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..pipelines.wide_resnet import WideResNet
 from ..sources.folder_files import check_inside
 from ..sources.image_files import one_line
 from .classifier_config import ARCHITECTURE, CONFIG, WEIGHTS, ClassifierConfig, is_folder, read_config
+from .own import is_own, own_networks
 
 BROKEN = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError)
 """What arguments of any kind make timm raise, and torch where maps meet layers of other shapes."""
@@ -29,7 +31,11 @@ MIDDLE = 0.5
 
 def refers(ref: str) -> bool:
     """Is it one of ours? Nothing is loaded."""
-    return ref.startswith(("timm:", "wrn:")) or is_folder(ref)
+    return _is_name(ref) or is_folder(ref)
+
+
+def _is_name(ref: str) -> bool:
+    return ref.startswith(("timm:", "wrn:")) or is_own(ref)
 
 
 def find_config(
@@ -41,7 +47,7 @@ def find_config(
     Raises:
         UserError: an unknown name, timm is not installed, or a folder has other classes or channels than are asked for.
     """
-    if not ref.startswith(("timm:", "wrn:")):
+    if not _is_name(ref):
         config = read_config(ref)
         for key, asked in (("num_classes", num_classes), ("in_channels", in_channels)):
             has = getattr(config, key)
@@ -51,6 +57,10 @@ def find_config(
     if ref.startswith("wrn:"):
         _check_wide(ref)
         size, classes, channels, mean, std = 32, 10, 3, [MIDDLE] * 3, [MIDDLE] * 3
+    elif is_own(ref):
+        own = own_networks(ref).defaults(ref.partition(":")[2])
+        size, classes, channels = own["image_size"], own["num_classes"], own["in_channels"]
+        mean, std = ([MIDDLE] * channels,) * 2
     else:
         of_weights = _published(ref)
         channels, size, _ = of_weights.input_size
@@ -94,18 +104,27 @@ def _architecture(config: ClassifierConfig, pretrained: bool) -> nn.Module:
         _check_wide(name)
         depth, width = map(int, name.removeprefix("wrn:").split("-"))
         return WideResNet(depth, width, classes, channels)
+    if is_own(name):
+        try:
+            made = own_networks(name).make(name.partition(":")[2], classes, channels, **config.arguments)
+        except BROKEN as error:
+            raise UserError(f"{name} cannot be built: {one_line(error)}") from error
+        return made
     timm = _timm(name)
-    _published(name)
+    asked = {"num_classes": classes, "in_chans": channels, **config.arguments}
     try:
-        return timm.create_model(
-            name.removeprefix("timm:"),
-            pretrained=pretrained,
-            num_classes=classes,
-            in_chans=channels,
-            **config.arguments,
-        )
+        if config.image_size != _published(name).input_size[1] and _is_of_one_size(name):
+            asked["img_size"] = config.image_size
+        return timm.create_model(name.removeprefix("timm:"), pretrained=pretrained, **asked)
     except BROKEN as error:
         raise UserError(f"timm cannot build {name}: {one_line(error)}") from error
+
+
+@cache
+def _is_of_one_size(name: str) -> bool:
+    """Is a network of timm made for images of one size, as most transformers are? Then it is told."""
+    with torch.device("meta"):
+        return hasattr(_timm(name).create_model(name.removeprefix("timm:")), "set_input_size")
 
 
 def build_on_meta(config: ClassifierConfig) -> nn.Module:
@@ -123,7 +142,7 @@ def load_classifier(
         UserError: as ``find_config`` and ``build``; the weights cannot be reached, are damaged, or of another network.
     """
     config = find_config(ref, num_classes=num_classes, in_channels=in_channels)
-    if ref.startswith("wrn:"):
+    if ref.startswith("wrn:") or is_own(ref):
         raise UserError(f"{ref} has no published weights: train one with teach, and give its folder")
     if not ref.startswith("timm:"):
         return _with_weights(ref, config), config

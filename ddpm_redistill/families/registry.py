@@ -6,9 +6,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from ..core.resampling import Resampling
+from ..core.resampling import Resampling, TokenMap
 from ..errors import UserError
-from . import classifier, unet2d
+from . import classifier, unet2d, vit
 
 
 class Found(Protocol):
@@ -26,6 +26,8 @@ class Found(Protocol):
 class Family(Protocol):
     """What a family's file has (docs/families.md). A ``config`` is a network's, as its folder has it in JSON."""
 
+    TASK: str
+    """What its networks learn: denoise or classify."""
     WIDENS: bool
     """Can levels of a student have more channels than its teacher's?"""
 
@@ -62,6 +64,12 @@ class Family(Protocol):
         """The layers that change the resolution, in the order of the forward. Raises UserError with the reason where
         the network has no student here."""
 
+    def own_student(
+        self, architecture: str, arguments: dict[str, Any], teacher_config: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[TokenMap]]:
+        """A student that is a network of its own: its config, for its teacher's images and classes, and the maps that
+        can be aligned. Raises UserError where the family has no such students."""
+
     def widened(self, config: dict[str, Any], widen: tuple[int, ...]) -> dict[str, Any]:
         """The config with ``widen[i]`` times the channels in level i."""
 
@@ -83,8 +91,8 @@ class Family(Protocol):
         """Entries of a memory profile that the family counts by a rule of its own, in bytes."""
 
 
-FAMILIES: dict[str, ModuleType] = {"classifier": classifier, "unet2d": unet2d}
-"""By the name that a plan records. ``unet2d`` takes what no other family does."""
+FAMILIES: dict[str, ModuleType] = {"vit": vit, "classifier": classifier, "unet2d": unet2d}
+"""By the name that a plan records; the first that knows a network has it. ``unet2d`` takes what no other does."""
 
 
 def family_of(config: dict[str, Any]) -> tuple[str, Family]:
@@ -93,6 +101,11 @@ def family_of(config: dict[str, Any]) -> tuple[str, Family]:
         if family.recognises(config):
             return name, family
     raise UserError(f"no family of networks knows this config: known are {', '.join(FAMILIES)}")
+
+
+def family_named(name: str) -> Family:
+    """Raises KeyError."""
+    return cast(Family, FAMILIES[name])
 
 
 def find_family(ref: str) -> tuple[str, Family]:

@@ -8,7 +8,7 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from ..core.meta import meta_as_cpu
-from ..core.resampling import Resampling
+from ..core.resampling import Resampling, TokenMap
 from ..core.taps import Tap, reading
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
@@ -21,6 +21,7 @@ __all__ = ["widened_state"]  # a function of the family, in a file of its own
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+TASK = "denoise"
 WIDENS = True
 LARGEST_INPUT = 2**50
 """Bytes; torch counts in 63 bits, and a feature map is many times the input."""
@@ -75,6 +76,13 @@ def base_config(config: dict[str, Any]) -> dict[str, Any]:
     for key in ("down_block_types", "up_block_types"):
         base[key] = [name.split(".")[-1] for name in base.get(key) or ()]
     return base
+
+
+def own_student(
+    architecture: str, arguments: dict[str, Any], teacher_config: dict[str, Any]
+) -> tuple[dict[str, Any], list[TokenMap]]:
+    """Raises UserError: a UNet's student is made of its layers."""
+    raise UserError(f"student.architecture {architecture} is no vision transformer of timm: give timm:NAME")
 
 
 def widened(config: dict[str, Any], widen: tuple[int, ...]) -> dict[str, Any]:

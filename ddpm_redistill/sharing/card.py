@@ -1,15 +1,14 @@
 """The model card, README.md of a student folder: every measured number in it is the report's."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..errors import UserError
 from ..files import written_aside
-from ..sources.model_folder import ModelFolder, find_model
+from ..sources.model_folder import ModelFolder
 from . import measured as m
 from .classes import condition, facts_of_classes
 from .licence import is_hub_id, licence_of, teacher_folder
@@ -37,46 +36,34 @@ def write_card(ref: str, report: Path | None = None, *, measured: bool = True) -
         UserError: as ``find_student``.
     """
     student = find_student(ref, report, measured=measured)
-    return put(student, card_files(student))
+    return put(student.folder, card_files(student))
 
 
-def renew_card(ref: str, *, output_dir: Path, measured: bool) -> None:
-    """The card of a student whose run has just been trained or evaluated, ``output_dir``; nothing for any other model.
-
-    What was done stands whether or not its card can be written: then there is a warning in place of an error.
-    """
-    folder = Path(ref).expanduser()
-    if not folder.is_dir() or folder.resolve().parent != output_dir.resolve():
-        return
-    try:
-        if find_model(ref).network_class == "RedUNet2DModel":
-            write_card(ref, measured=measured)
-            log.info("model card written to %s", folder / CARD)
-    except (UserError, OSError) as error:
-        log.warning("no model card was written: %s", error)
-
-
-def put(student: Student, files: dict[str, bytes]) -> list[Path]:
-    """Write ``card_files`` into the student's folder, each whole or not at all."""
+def put(folder: Path, files: dict[str, bytes]) -> list[Path]:
+    """Write the files of a card into the student's ``folder``, each whole or not at all."""
     paths = []
     for name, content in files.items():
-        with written_aside(student.folder / name) as aside:
+        with written_aside(folder / name) as aside:
             aside.write_bytes(content)
-        paths.append(student.folder / name)
+        paths.append(folder / name)
     return paths
 
 
 def card_files(student: Student, repository: str = HERE) -> dict[str, bytes]:
     """What ``write_card`` would write: name -> content. Empty when a person keeps a README.md of their own."""
-    there = student.folder / CARD
+    files = files_beside(student.folder, lambda: str(card(student, repository)).encode())
+    if files and student.picture is not None:
+        files[PICTURE] = student.picture.read_bytes()
+    return files
+
+
+def files_beside(folder: Path, card: Callable[[], bytes]) -> dict[str, bytes]:
+    """README.md with what ``card`` makes; empty when a person keeps one of their own in the ``folder``."""
+    there = folder / CARD
     if there.is_file() and MARK not in there.read_text(encoding="utf-8", errors="replace"):
         log.info("%s is left as it is: it is not one of ours, or its mark was taken out", there)
         return {}
-    content = card(student, repository)
-    files = {CARD: str(content).encode()}
-    if student.picture is not None:
-        files[PICTURE] = student.picture.read_bytes()
-    return files
+    return {CARD: card()}
 
 
 def card(student: Student, repository: str = HERE) -> ModelCard:
@@ -118,7 +105,7 @@ def sections(
         yield "## Not measured yet\n\n" + missing(student)
     else:
         yield from m.measured_sections(student, report)
-    yield "## Licence\n\n" + licence_text(student, licence)
+    yield "## Licence\n\n" + licence_text(licence)
 
 
 def of_a_student(student: Student) -> bool:
@@ -140,7 +127,7 @@ def facts_of_images(model: ModelFolder) -> Iterator[list[str]]:
 
 
 def facts(student: Student, teachers: list[tuple[str, str | None]]) -> Iterator[list[str]]:
-    plan, config = student.plan, student.config
+    plan = student.plan
     if student.teacher:
         yield ["teacher", code(shown_ref(student.teacher))]
     yield ["sha256 of the teacher's weights", code(student.teacher_sha256 or "not recorded")]
@@ -159,6 +146,11 @@ def facts(student: Student, teachers: list[tuple[str, str | None]]) -> Iterator[
         yield ["plan: times the teacher's channels, by level", text(listed(plan["widen"]))]
     yield from facts_of_images(student.model)
     yield from facts_of_classes(student.conditioning)
+    yield from facts_of_training(student.config)
+
+
+def facts_of_training(config: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Rows of what a run's config.yaml says."""
     if isinstance(config.get("data"), str):
         yield ["data that it was trained on", code(shown_ref(config["data"]))]
     training = part(config, "training")
@@ -186,7 +178,7 @@ def missing(student: Student) -> str:
     )
 
 
-def licence_text(student: Student, licence: dict[str, Any]) -> str:
+def licence_text(licence: dict[str, Any]) -> str:
     if licence:
         named = ", ".join(text(listed(value)) for value in licence.values())
         return f"The teacher's, carried over from its own card: {named}."

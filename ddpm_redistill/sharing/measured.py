@@ -109,15 +109,13 @@ def memory(report: Mapping[str, Any]) -> str:
 
 
 def speed(report: Mapping[str, Any]) -> str:
-    rows = []
-    for name in ("student", "teacher"):
-        values = part(report, "speed", name)
-        if values:
-            keys = ("images_per_second", "num_inference_steps", "batch_size")
-            rows.append([name, *(number(values.get(key)) for key in keys)])
+    found = {name: part(report, "speed", name) for name in ("student", "teacher")}
+    columns = {"images_per_second": "images/s", "num_inference_steps": "steps", "batch_size": "batch"}
+    keys = [key for key in columns if any(key in values for values in found.values())]
+    rows = [[name, *(number(values.get(key)) for key in keys)] for name, values in found.items() if values]
     made = part(report, "provenance")
     where = f"On {text(made.get('device') or 'an unnamed device')}, {number(made.get('cpu_threads'))} CPU threads."
-    return f"{where}\n\n{table(['', 'images/s', 'steps', 'batch'], rows)}" if rows else "The report has no speed."
+    return f"{where}\n\n{table(['', *(columns[key] for key in keys)], rows)}" if rows else "The report has no speed."
 
 
 def origin(report: Mapping[str, Any]) -> str:
@@ -125,10 +123,10 @@ def origin(report: Mapping[str, Any]) -> str:
     versions = ", ".join(
         f"{name} {made[name]}" for name in ("python", "torch", "diffusers", "accelerate") if name in made
     )
+    sampled = ("seed", number(made.get("seed"))), ("steps", text(listed(made.get("num_inference_steps"))))
     rows = [
         ["sha256 of the student's weights", code(made.get("model_sha256"))],
-        ["seed", number(made.get("seed"))],
-        ["steps", text(listed(made.get("num_inference_steps")))],
+        *(map(list, sampled) if "seed" in made else ()),
         ["time", text(made.get("time") or "not recorded")],
         ["versions", text(versions)],
     ]

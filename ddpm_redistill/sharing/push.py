@@ -1,25 +1,37 @@
 """``push``: a student folder, with its card, to a repository on a model hub."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from ..errors import UserError
+from ..families.classifier_files import load_classifier
+from ..families.registry import find_family
 from ..sources.image_files import one_line
 from ..sources.model_folder import HUB_ID
 from ..sources.teacher import load_pipeline
 from .card import card_files, put
-from .student import Student, find_student
+from .classifier_card import classifier_card_files
+from .classifier_student import find_classifier_student
+from .student import find_student
 
 log = logging.getLogger("ddpm_redistill")
 
 LEFT_OUT = [".*", "*/.*", "*.pyc", "*__pycache__*"]
 """Patterns of what is not sent: hidden files and folders, and what Python leaves behind."""
+
+
+STUDENTS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "denoise": (find_student, load_pipeline, card_files),
+    "classify": (find_classifier_student, load_classifier, classifier_card_files),
+}
+"""By task: what finds a student, opens it, and makes its card."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,11 @@ def push(
         UserError: a bad name, a folder that is no whole student, no token, or the hub's refusal.
     """
     check_repository(repository)
-    student = find_student(model, None if report is None else Path(report).expanduser())
-    load_pipeline(model)  # what does not open here would open nowhere
-    written = card_files(student, repository)
-    files = {path: (student.folder / path).stat().st_size for path in files_of(student)}
+    find, load, card_files_of = STUDENTS[find_family(model)[1].TASK]
+    student = find(model, None if report is None else Path(report).expanduser())
+    load(model)  # what does not open here would open nowhere
+    written = card_files_of(student, repository)
+    files = {path: (student.folder / path).stat().st_size for path in files_of(student.folder)}
     files |= {name: len(content) for name, content in written.items()}
     token = "" if dry_run else get_token()
     if token is None:
@@ -61,7 +74,7 @@ def push(
     files = dict(sorted(files.items()))
     if dry_run:
         return Push(repository, files, None)
-    put(student, written)
+    put(student.folder, written)
     try:
         hub = HfApi(token=token)
         hub.create_repo(repository, private=private or None, exist_ok=True)
@@ -87,17 +100,17 @@ def check_repository(repository: str) -> None:
         raise UserError(f"{repository!r} is no name of a repository, owner/name: {one_line(error)}") from None
 
 
-def files_of(student: Student) -> Iterator[str]:
+def files_of(folder: Path) -> Iterator[str]:
     """Paths of what is sent, relative to the folder, as ``upload_folder`` takes them.
 
     Raises:
         UserError: one is a link out of the folder.
     """
-    home = student.folder.resolve()
-    paths = [path for path in sorted(student.folder.rglob("*")) if path.is_file()]
-    names = [path.relative_to(student.folder).as_posix() for path in paths]
+    home = folder.resolve()
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in paths]
     for name in filter_repo_objects(names, ignore_patterns=LEFT_OUT):
-        real = (student.folder / name).resolve()
+        real = (folder / name).resolve()
         if not real.is_relative_to(home):
-            raise UserError(f"{student.folder / name} is a link out of the folder, to {real}: it would be published")
+            raise UserError(f"{folder / name} is a link out of the folder, to {real}: it would be published")
         yield name

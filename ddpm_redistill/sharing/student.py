@@ -85,22 +85,34 @@ def find_student(ref: str, report: Path | None = None, *, measured: bool = True)
         raise UserError(f"{ref} does not carry its code, so that it opens nowhere else: {again}")
     if sha256_of(code)[:12] != model.code_version:
         raise UserError(f"{code} was changed after it was written: its version is no longer its own; {again}")
-    run = folder.resolve().parent
-    is_run = (run / "config.yaml").is_file()
-    if report is None and measured and is_run and (run / "report.json").is_file():
-        report = run / "report.json"
+    if report is None and measured:
+        report = report_beside(folder)
     found = _report_of(model, report) if report is not None else None
     picture = report.with_name("comparison.png") if report is not None else None
-    config = part(found, "provenance", "config") or (_yaml(run / "config.yaml") if is_run else {})
-    provenance = read_json(run / "provenance.json") if is_run and (run / "provenance.json").is_file() else {}
+    config, provenance = records_beside(folder)
     return Student(
         folder,
         model,
         found,
         picture if picture is not None and picture.is_file() else None,
-        config,
+        part(found, "provenance", "config") or config,
         provenance,
     )
+
+
+def report_beside(folder: Path) -> Path | None:
+    """report.json of the run folder that a student's ``folder`` lies in."""
+    path = folder.resolve().parent / "report.json"
+    return path if path.is_file() and path.with_name("config.yaml").is_file() else None
+
+
+def records_beside(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.yaml and provenance.json of that run folder; empty where there is none. Raises UserError."""
+    run = folder.resolve().parent
+    if not (run / "config.yaml").is_file():
+        return {}, {}
+    provenance = run / "provenance.json"
+    return _yaml(run / "config.yaml"), read_json(provenance) if provenance.is_file() else {}
 
 
 def teachers_of(student: Student) -> list[tuple[str, str | None]]:

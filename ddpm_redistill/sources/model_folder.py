@@ -26,6 +26,8 @@ log = logging.getLogger("ddpm_redistill")
 
 BUILTIN = {"builtin:digits": Path(__file__).parent.parent / "builtin" / "digits_teacher"}
 NETWORKS: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "RedUNet2DModel": RedUNet2DModel}
+CLASSIFIERS, CLASSIFIER_WEIGHTS = ("timm:", "wrn:"), "model.safetensors"
+"""How names of classifiers begin, and what their folders have beside config.json: for a clear line, no more."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 STUDENT_CODE = re.compile(r"modeling_red_unet_([0-9a-f]{12})")
 """The module that a student's model_index.json names, with its version."""
@@ -87,6 +89,7 @@ def find_model(ref: str) -> ModelFolder:
     if not (unet / "config.json").is_file():
         raise UserError(f"{ref} is no diffusers model: {_what_instead(ref, root)}")
     config = read_part(root, unet / "config.json")
+    _check_task(ref, root, config)
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in NETWORKS:
         architectures = config.get("architectures")
@@ -129,7 +132,17 @@ def check_weights_file(model: ModelFolder) -> None:
     check_files(model.ref, model.unet, model.weights)
 
 
+def _check_task(ref: str, root: Path, config: dict[str, Any]) -> None:
+    """Raises UserError for a classifier."""
+    if isinstance(config.get("architecture"), str):
+        if not (root / CLASSIFIER_WEIGHTS).is_file():
+            raise UserError(f"{ref} has a classifier's config.json, and no {CLASSIFIER_WEIGHTS} beside it")
+        raise UserError(f"{ref} is a classifier: a DDPM is needed here")
+
+
 def _locate(ref: str) -> Path:
+    if ref.startswith(CLASSIFIERS):
+        raise UserError(f"{ref} is a classifier: a DDPM is needed here")
     if ref in BUILTIN:
         return BUILTIN[ref]
     if ref.startswith("builtin:"):
@@ -152,7 +165,7 @@ def _locate(ref: str) -> Path:
 def _what_instead(ref: str, root: Path) -> str:
     """Of a folder without a network: a run's has it one folder below, when it has come that far."""
     for name in ("student", "teacher"):
-        if (root / name / "unet" / "config.json").is_file():
+        if any((root / name / place).is_file() for place in ("unet/config.json", "config.json")):
             return f"it is the folder of a run, give {Path(ref) / name}"
     if (root / "config.yaml").is_file() and (root / "provenance.json").is_file():
         return "it is the folder of a run that has not finished, go on with --resume"

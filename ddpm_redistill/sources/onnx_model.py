@@ -76,10 +76,19 @@ def load_onnx_pipeline(path: str) -> RedDDPMPipeline:
 
 
 def open_onnx(path: str) -> OnnxNetwork:
-    """As many threads as torch has.
+    """Raises UserError as ``open_session``, and where ``export`` did not write the file, or of a classifier."""
+    session = open_session(path)
+    properties = session.get_modelmeta().custom_metadata_map
+    if DESCRIPTION not in properties:
+        raise UserError(f"{path} does not say how to sample from it: give a file that `ddpm-redistill export` wrote")
+    return OnnxNetwork(session, _checked(properties[DESCRIPTION], session, path))
+
+
+def open_session(path: str) -> Any:
+    """onnxruntime's own, with as many threads as torch has.
 
     Raises:
-        UserError: onnxruntime is not installed or cannot read the file, or ``export`` did not write it.
+        UserError: onnxruntime is not installed, or cannot read the file.
     """
     try:
         import onnxruntime
@@ -93,13 +102,9 @@ def open_onnx(path: str) -> OnnxNetwork:
     # int8 weights are weights: onnxruntime would round the inputs of linear layers to 8 bits too
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        properties = session.get_modelmeta().custom_metadata_map
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no class but this
         raise UserError(f"onnxruntime cannot read {path}: {one_line(error)}") from error
-    if DESCRIPTION not in properties:
-        raise UserError(f"{path} does not say how to sample from it: give a file that `ddpm-redistill export` wrote")
-    return OnnxNetwork(session, _checked(properties[DESCRIPTION], session, path))
 
 
 def _checked(text: str, session: Any, path: str) -> dict[str, Any]:
@@ -108,6 +113,8 @@ def _checked(text: str, session: Any, path: str) -> dict[str, Any]:
         found = json.loads(text)
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r} is not {FORMAT}")
+        if "scheduler" not in found:
+            raise UserError(f"{path} is a classifier: a DDPM is needed here")
         network, batch_size = found["network"], found["batch_size"]
         size = network["sample_size"]
         height, width = (size, size) if isinstance(size, int) else size

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..core.resampling import Resampling
 from ..errors import UserError
-from ..families.registry import family_of
+from ..families.registry import family_named, family_of
 from ..pipelines.edits import Head, Stem
 from ..pipelines.seeds import seeded_generator
 from .plan import StudentPlan, own_table, plan_student, teacher_table
@@ -55,7 +55,7 @@ def build_student(teacher_config: dict[str, Any], plan: StudentPlan) -> nn.Modul
     Raises:
         UserError: the plan does not fit this teacher.
     """
-    return family_of(teacher_config)[1].build_student(teacher_config, plan.sample_size, plan.to_dict())
+    return family_named(plan.family).build_student(teacher_config, plan.sample_size, plan.to_dict())
 
 
 def student_on_meta(teacher_config: dict[str, Any], plan: StudentPlan) -> nn.Module:
@@ -73,6 +73,8 @@ def _check_layers(config: dict[str, Any], plan: StudentPlan) -> None:
         raise UserError(
             f"the plan does not fit this teacher: it is of strides {list(plan.teacher_strides)}, not {list(strides)}"
         )
+    if plan.options.architecture is not None:
+        return  # its layers are its own, and it was built with them
     theirs, own = _channels(table), _channels(own_table(config, table, plan.widen))
     for block in plan.blocks:
         for channels, layer, end, planned in (

@@ -5,15 +5,15 @@ teacher was: ``reduction`` is the product, and ``teacher_strides`` say what of i
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..config import StudentConfig
 from ..core.resampling import Resampling
 from ..errors import UserError
-from ..families.registry import FAMILIES, Family, family_of
-from ..pipelines.edits import Edit, Red, Width, edit_to_dict
+from ..families.registry import FAMILIES, family_named, family_of, find_family
+from ..pipelines.edits import Edit, Red, Tokens, Width, edit_to_dict
 from ..pipelines.modeling_red_unet import edits_of
-from .rule import DOWN, red_edits, stride_edits, strides_of, without_stride
+from .rule import DOWN, red_edits, stride_edits, strides_of, token_edits, without_stride
 
 REDUCTIONS = (2, 4, 8)
 """Of a student in all, whatever its teacher is."""
@@ -92,7 +92,7 @@ class StudentPlan:
         """Raises UserError naming the first value that is none."""
         if self.family not in FAMILIES:
             raise UserError(f"not a student plan: family is {self.family!r}, which is none of {', '.join(FAMILIES)}")
-        open_ones = get_type_hints(StudentConfig).keys() - cast(Family, FAMILIES[self.family]).default_student()
+        open_ones = get_type_hints(StudentConfig).keys() - family_named(self.family).default_student()
         for name, hint in get_type_hints(StudentConfig).items():
             kind = hint if get_origin(hint) is Literal else get_args(hint)[0]  # of kind | None
             value = getattr(self.options, name)
@@ -108,6 +108,8 @@ class StudentPlan:
             numbers = value if isinstance(value, tuple) else (value,)
             if not numbers or not all(type(number) is int and number >= 1 for number in numbers):
                 raise UserError(f"not a student plan: {name} is {value!r}, which must be whole numbers from 1")
+        if self.options.architecture is not None:
+            return  # its strides are not its teacher's
         step = self.options.reduction
         if self.reduction not in REDUCTIONS or self.reduction % step:
             raise UserError(f"not a student plan: reduction is {self.reduction}, {step} from its teacher")
@@ -122,12 +124,21 @@ class StudentPlan:
         in_all = f" than its teacher's, a student's: {self.reduction}x in all" if step != self.reduction else ""
         predicts = f" and predicts {self.options.prediction_type}" if self.options.prediction_type else ""
         options, blocks = self.options, self.blocks
-        lines = [
+        changes = (
             f"strides {list(self.teacher_strides)} -> {list(self.student_strides)}: feature maps"
-            f" {step}x smaller a side{in_all}",
+            f" {step}x smaller a side{in_all}"
+        )
+        if options.architecture is not None:
+            given = "".join(f", {key} {value}" for key, value in (options.arguments or {}).items())
+            patch = self.student_strides[0]
+            changes = f"{options.architecture}{given}, of patches of {patch}x{patch} pixels"
+        lines = [
+            changes,
+            *(str(edit) for edit in self.edits if isinstance(edit, Tokens)),
             *([f"channels {list(self.widen)} times the teacher's, level by level"] if self.widens else []),
             f"the student starts from {'its teacher' if options.start == 'teacher' else 'random weights'}{predicts}",
-            f"{len(blocks)} RED blocks ({options.red_placement}, {options.red_norm} norm, {options.red_start} start)",
+            f"{len(blocks)} RED block{'s' * (len(blocks) != 1)} ({options.red_placement}, {options.red_norm} norm,"
+            f" {options.red_start} start)",
         ]
         width = max((len(block.name) for block in blocks), default=0)
         for block in blocks:
@@ -168,6 +179,8 @@ def plan_from_table(
     """``plan_student`` with the teacher's table (``teacher_table``), for whoever makes several plans of one teacher."""
     name, family = family_of(teacher_config)
     given = {k: v for k, v in asdict(options or StudentConfig()).items() if v is not None}
+    if "architecture" in given:
+        return _plan_of_its_own(teacher_config, table, given)
     defaults = family.default_student()
     known = (*defaults, "reduction", *(["widen"] if family.WIDENS else []))
     foreign = next((option for option in given if option not in known), None)
@@ -198,6 +211,46 @@ def plan_from_table(
         student_strides=strides,
         options=StudentConfig(**chosen),
         edits=(*stride_edits(own, strides, had * step, widen), *red_edits(own, table, strides, **red)),
+    )
+
+
+def _plan_of_its_own(teacher_config: dict[str, Any], table: list[Resampling], given: dict[str, Any]) -> StudentPlan:
+    """Of a student that is not made of its teacher's layers.
+
+    Args:
+        given: of the options those that are not left open.
+    """
+    architecture, task = given["architecture"], family_of(teacher_config)[1].TASK
+    name, family = find_family(architecture)
+    if task != family.TASK:
+        raise UserError(
+            f"student.architecture {architecture} cannot learn what this teacher does, to {task}: leave it out"
+        )
+    defaults = family.default_student()
+    known = (*defaults, "architecture", "arguments", "align_after")
+    step = given.pop("reduction")
+    foreign = next((option for option in given if option not in known), None)
+    if step != StudentConfig().reduction or foreign:
+        foreign = foreign or "reduction"
+        raise UserError(f"student.{foreign} is set, which no student of its own architecture has: leave it out")
+    chosen: dict[str, Any] = {**defaults, **given}
+    config, maps = family.own_student(architecture, chosen.get("arguments", {}), teacher_config)
+    if chosen["start"] == "teacher":
+        raise UserError("student.start is teacher, and a student of its own architecture has no layers of its teacher")
+    after = chosen.get("align_after", (len(maps) + 1) // 2)
+    if not 1 <= after <= len(maps):
+        raise UserError(f"student.align_after is {after}: the student has blocks 1 to {len(maps)}")
+    red = {key: chosen[f"red_{key}"] for key in ("placement", "norm", "start")}
+    side = family.size_of(config)
+    assert isinstance(side, int)
+    return StudentPlan(
+        family=name,
+        reduction=1,
+        sample_size=side,
+        teacher_strides=strides_of(table),
+        student_strides=(side // maps[0].resolution,),
+        options=StudentConfig(**chosen),
+        edits=tuple(token_edits(maps[after - 1], table, **red)),
     )
 
 

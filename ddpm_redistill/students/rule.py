@@ -7,9 +7,9 @@ every layer that still strides, and before the head of a UNet, each matched to t
 resolution.
 """
 
-from ..core.resampling import Resampling
+from ..core.resampling import Resampling, TokenMap
 from ..errors import UserError
-from ..pipelines.edits import Edit, Head, Red, Stem, Stride, Width
+from ..pipelines.edits import Edit, Head, Red, Stem, Stride, Tokens, Width
 
 DOWN = ("pool", "down")
 
@@ -92,6 +92,41 @@ def red_edits(
     if own[-1].kind == "head":
         blocks.append(_red(own[-1], "red_in", size, matches["up"], "input", norm, start))
     return blocks
+
+
+def token_edits(own: TokenMap, table: list[Resampling], placement: str, norm: str, start: str) -> list[Edit]:
+    """What makes the tokens of a student a map that is matched to its teacher's of the same resolution, where that
+    comes to it, with the paper's RED block on it unless ``placement`` is none.
+
+    Args:
+        table: the teacher's.
+
+    Raises:
+        UserError: the teacher has no map of this resolution.
+    """
+    match = next((row for row in table if row.resolution[1] == own.resolution), None)
+    if match is None:
+        sides = sorted({row.resolution[1] for row in table}, reverse=True)
+        raise UserError(
+            f"the student's tokens are a map of {own.resolution} a side, and the teacher's maps are of"
+            f" {', '.join(map(str, sides))}: choose patches that make one of these of {table[0].resolution[0]} pixels"
+        )
+    edits: list[Edit] = [Tokens(path=own.path, prefix=own.prefix, side=own.resolution)]
+    if placement != "none":
+        edits.append(
+            Red(
+                path=own.path,
+                side="red_out",
+                channels=own.channels,
+                resolution=own.resolution,
+                norm=norm,  # type: ignore[arg-type]
+                start=start,  # type: ignore[arg-type]
+                teacher_layer=match.path,
+                teacher_side="output",
+                teacher_channels=match.channels[1],
+            )
+        )
+    return edits
 
 
 KINDS = {"down": DOWN, "up": ("up",)}

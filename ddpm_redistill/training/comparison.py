@@ -24,7 +24,7 @@ from ..core.feature_losses import (
 from ..core.taps import Maps, Reader, Tap, reading
 from ..errors import UserError
 from ..families.registry import family_of
-from ..pipelines.edits import Red
+from ..pipelines.edits import Red, Tokens
 from ..pipelines.seeds import seeded_generator
 from ..students.plan import StudentPlan, plan_student
 from .gradient import Objective
@@ -44,6 +44,9 @@ def alignment(teacher_config: dict[str, Any], plan: StudentPlan) -> tuple[Place,
     """Where student and teacher are compared: at the RED blocks of the full placement, those that it has or not."""
     config = family_of(teacher_config)[1].sized(teacher_config, plan.sample_size)
     has = {block.name for block in plan.blocks}
+    has |= {
+        f"{edit.path}.red_out" for edit in plan.edits if isinstance(edit, Tokens)
+    }  # a map, with a block on it or not
     return tuple(
         Place(
             student=_student_tap(block, block.name in has),

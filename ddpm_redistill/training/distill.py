@@ -8,8 +8,8 @@ from ..families.registry import find_family
 from .distill_classifier import distill_classifier
 from .distill_ddpm import distill_ddpm
 
-DISTILL: dict[str, Callable[..., Path | None]] = {"unet2d": distill_ddpm, "classifier": distill_classifier}
-"""By the family of the teacher."""
+DISTILL: dict[str, Callable[..., Path | None]] = {"denoise": distill_ddpm, "classify": distill_classifier}
+"""By the task of the teacher."""
 
 
 def distill(
@@ -27,4 +27,4 @@ def distill(
         Stopped: SIGTERM or Ctrl-C during the training, after a checkpoint; a SystemExit.
     """
     how = {"resume": resume, "resume_anyway": resume_anyway, "dry_run": dry_run}
-    return DISTILL[find_family(config.teacher)[0]](config, **how)
+    return DISTILL[find_family(config.teacher)[1].TASK](config, **how)

@@ -6,7 +6,7 @@ from typing import Any
 from ..config import DistillConfig, LossConfig, TrainingConfig
 from ..families.classifier_config import config_from_dict
 from ..families.classifier_files import build
-from ..families.registry import family_of
+from ..families.registry import family_named, family_of
 from ..recipes import classifier_loss, resolve
 from ..sources.noise_schedule import noise_schedule
 from ..students.derive import build_student
@@ -21,10 +21,11 @@ def planned_step(model: Any, plan: StudentPlan, batch_size: int) -> dict[str, in
     Args:
         model: the teacher, as ``find_network`` has found it.
     """
-    steps = OF_FAMILY[plan.family](model, plan)
+    task = family_named(plan.family).TASK
+    steps = OF_TASK[task](model, plan)
     eager = steps(TrainingConfig(batch_size=batch_size))
     found = {"batch_size": batch_size, "held": eager.held, "tensor_peak": eager.peak}
-    if plan.family in CHECKPOINTED:
+    if task in CHECKPOINTED:
         checkpointed = steps(TrainingConfig(batch_size=batch_size, gradient_checkpointing=True))
         found["tensor_peak_checkpointed"] = checkpointed.peak
     return found
@@ -48,6 +49,6 @@ def _of_classifier(model: Any, plan: StudentPlan) -> Callable[[TrainingConfig], 
     )
 
 
-OF_FAMILY = {"unet2d": _of_ddpm, "classifier": _of_classifier}
-CHECKPOINTED = ("unet2d",)
-"""Families whose networks can compute their activations again in the backward pass."""
+OF_TASK = {"denoise": _of_ddpm, "classify": _of_classifier}
+CHECKPOINTED = ("denoise",)
+"""Tasks whose networks can compute their activations again in the backward pass."""

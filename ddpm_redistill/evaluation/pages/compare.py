@@ -101,6 +101,8 @@ def load_report(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if part(report, "accuracy"):
+        raise UserError(f"{path} is of a classifier, and distances of DDPMs are compared: open its own report.html")
     if not part(report, "distances", "extractor"):
         raise UserError(f"{path} is no report of `ddpm-redistill evaluate`: it has no distances with their extractor")
     return part(report)
