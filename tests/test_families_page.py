@@ -12,7 +12,9 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from ddpm_redistill.cli import main
+from ddpm_redistill.errors import UserError
 from ddpm_redistill.families import own
+from ddpm_redistill.families.classifier_files import find_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -78,6 +80,8 @@ def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert "strides [1, 2, 2, 2] -> [4, 2, 1, 1]" in printed
     assert "steps:16, 32 px, 1 channel, 10 classes (1, 10)" in printed
     assert len(list(Path("runs/steps_x4/student").iterdir())) >= 2
+    with pytest.raises(UserError, match="there is no steps:wide: invalid literal for int"):
+        find_config("steps:wide")
 
 
 def test_the_page_is_short() -> None:

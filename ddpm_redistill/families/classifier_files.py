@@ -58,8 +58,12 @@ def find_config(
         _check_wide(ref)
         size, classes, channels, mean, std = 32, 10, 3, [MIDDLE] * 3, [MIDDLE] * 3
     elif is_own(ref):
-        own = own_networks(ref).defaults(ref.partition(":")[2])
-        size, classes, channels = own["image_size"], own["num_classes"], own["in_channels"]
+        networks = own_networks(ref)
+        try:
+            own = networks.defaults(ref.partition(":")[2])
+            size, classes, channels = own["image_size"], own["num_classes"], own["in_channels"]
+        except BROKEN as error:
+            raise UserError(f"there is no {ref}: {one_line(error)}") from error
         mean, std = ([MIDDLE] * channels,) * 2
     else:
         of_weights = _published(ref)
