@@ -115,9 +115,10 @@ def _architecture(config: ClassifierConfig, pretrained: bool) -> nn.Module:
             raise UserError(f"{name} cannot be built: {one_line(error)}") from error
         return made
     timm = _timm(name)
+    published = _published(name)
     asked = {"num_classes": classes, "in_chans": channels, **config.arguments}
     try:
-        if config.image_size != _published(name).input_size[1] and _is_of_one_size(name):
+        if config.image_size != published.input_size[1] and _is_of_one_size(name):
             asked["img_size"] = config.image_size
         return timm.create_model(name.removeprefix("timm:"), pretrained=pretrained, **asked)
     except BROKEN as error:
