@@ -136,7 +136,7 @@ def test_mistakes_are_a_line(line, place, tmp_path, capsys, caplog):
 
     from ddpm_redistill.families.classifier_files import build, find_config, save_classifier
 
-    np.savez(tmp_path / "bare.npz", images=np.zeros((4, SIZE, SIZE, 1), np.uint8))
+    np.savez(tmp_path / "bare.npz", images=np.full((4, SIZE, SIZE, 1), 255, np.uint8))
     make_labelled(tmp_path / "seven.npz", 14, classes=7)
     for name, count in (("seven", 7), ("loose", 6)):
         config = find_config("wrn:10-1", image_size=SIZE, num_classes=count, in_channels=1)
