@@ -16,6 +16,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from training_helpers import SIZE, TRAIN, UNET_WEIGHTS, make_images, make_tiny_teacher
 
+from ddpm_redistill import StudentConfig, plan_student
+from ddpm_redistill.families.classifier_config import config_from_dict
+from ddpm_redistill.families.classifier_files import build, find_config, save_classifier
+from ddpm_redistill.students.derive import build_student
+
+CLASSIFIER = '{"accuracy": {"num_images": 1}}'
+
 
 def bomb_png(width: int, height: int) -> bytes:
     """A PNG of 60 bytes that announces so many pixels."""
@@ -192,7 +199,26 @@ def texts(place: Path, teacher: Path, data: Path) -> None:
     (place / "unknown.yaml").write_text("nonsense: 3")
     (place / "many.yaml").write_text("training:\n  steps: [1, 2]")
     (place / "bytes.yaml").write_bytes(bytes(range(128, 256)))
-    for name, text in {"torn": '{"distances":', "list": "[]", "other": '{"a": 1}', "deep": "[" * 100_000}.items():
+    for name, text in {
+        "torn": '{"distances":',
+        "list": "[]",
+        "other": '{"a": 1}',
+        "deep": "[" * 100_000,
+        "classifier": CLASSIFIER,
+    }.items():
         (place / f"report_{name}.json").write_text(text)
     weights = {"state_dict": {"a": 1}}
     torch.save(weights, place / "no_tensors.pth")
+
+
+def classifiers(place: Path) -> None:
+    """Of three classes: a classifier, its student, one without weights; images of two and of four classes."""
+    asked = find_config("wrn:10-1", image_size=SIZE, num_classes=3, in_channels=1)
+    save_classifier(build(asked), asked, place / "classifier")
+    told = asked.to_dict()
+    student = build_student(told, plan_student(told, StudentConfig()))
+    save_classifier(student, config_from_dict(dict(student.config), "the student"), place / "classifier_student")
+    shutil.copytree(place / "classifier", place / "weightless").joinpath("model.safetensors").unlink()
+    images = np.random.default_rng(0).integers(0, 256, (24, SIZE, SIZE, 1), dtype=np.uint8)
+    np.savez(place / "labelled.npz", images=images, labels=np.arange(24) % 3)
+    np.savez(place / "four_classes.npz", images=images, labels=np.arange(24) % 4)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from bad_input_classifiers import classifier_rows
 from bad_input_exports import export_rows, make_exports
 from bad_input_files import make_place
 from bad_input_helpers import Row, rows
@@ -18,7 +19,7 @@ from bad_input_helpers import Row, rows
 from ddpm_redistill.cli import main
 
 LONGEST = 10.0  # seconds
-ROWS = [*rows(), *export_rows()]
+ROWS = [*rows(), *classifier_rows(), *export_rows()]
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,9 @@ def ready(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """An export to ONNX takes the file that is there: torch's exporter needs seconds."""
     there = files["onnx"]
     monkeypatch.setattr("ddpm_redistill.export.ddpm.trace", lambda unet, batch_size: None)
-    monkeypatch.setattr(onnx_export, "write_onnx", lambda program, path, description, opset: shutil.copy(there, path))
+    monkeypatch.setattr(
+        onnx_export, "write_onnx", lambda program, path, description, opset, output: shutil.copy(there, path)
+    )
 
 
 def called(name: str, path: Path) -> Any:

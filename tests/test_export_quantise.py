@@ -37,7 +37,9 @@ def file(student: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ready(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export takes the file that is there: torch's exporter needs seconds."""
     monkeypatch.setattr("ddpm_redistill.export.ddpm.trace", lambda unet, batch_size: None)
-    monkeypatch.setattr(onnx_export, "write_onnx", lambda program, path, description, opset: shutil.copy(file, path))
+    monkeypatch.setattr(
+        onnx_export, "write_onnx", lambda program, path, description, opset, output: shutil.copy(file, path)
+    )
 
 
 def initializers(path: Path) -> dict[str, np.ndarray]:

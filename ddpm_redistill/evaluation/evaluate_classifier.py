@@ -73,15 +73,21 @@ def evaluate_classifier(
     run = run_of(model)
     networks = {"student": _opened(model)}
     config = networks["student"].config
-    found = _opened(teacher) if teacher is not None else _recorded_teacher(model)
+    found, left_out = (_opened(teacher), ()) if teacher is not None else _recorded_teacher(model)
     if found is not None:
         _check_alike(found, networks["student"])
         networks["teacher"] = found
     measured = measured_on(model, config, run.get("config"), data, data_range)
     images = measured.images
     labels, names = labels_of_classifier(images, config.num_classes, _names(networks), model)
-    warnings = [*measured.warnings, *learned_before(measured, {each.ref for each in networks.values()} - {model})]
+    warnings = [
+        *left_out,
+        *measured.warnings,
+        *learned_before(measured, {each.ref for each in networks.values()} - {model}),
+    ]
     Path(output_dir).mkdir(parents=True, exist_ok=True)  # an OSError now, not after the work
+    if teacher is None and found is not None:
+        log.info("teacher: %s, as its run has recorded", found.ref)
     log.info("images: %s", images.description)
     for warning in warnings:
         log.warning("%s", warning)
@@ -124,22 +130,19 @@ def _opened(ref: str) -> Network:
     return Network(ref, *load_classifier(ref))
 
 
-def _recorded_teacher(model: str) -> Network | None:
-    """The teacher that the run of a student has recorded; None, with the reason, where it is not there any more."""
+def _recorded_teacher(model: str) -> tuple[Network | None, tuple[str, ...]]:
+    """The teacher that the run of a student has recorded; None, and why, where it is not there any more."""
     records = records_of(model)
     ref, sha256 = records.get("teacher"), records.get("teacher_sha256")
     if not isinstance(ref, str):
-        return None
+        return None, ()
     try:
         found = _opened(ref)
     except UserError as error:
-        log.warning("its teacher is left out: %s", error)
-        return None
+        return None, (f"its teacher is left out: {error}",)
     if found.sha256 != sha256:
-        log.warning("its teacher is left out: %s has other weights than the run has recorded; --teacher gives one", ref)
-        return None
-    log.info("teacher: %s, as its run has recorded", ref)
-    return found
+        return None, (f"its teacher is left out: {ref} has other weights than its run has recorded; give --teacher",)
+    return found, ()
 
 
 def _check_alike(teacher: Network, student: Network) -> None:

@@ -18,6 +18,7 @@ from ..pipelines.seeds import seeded_generator
 from ..sources.autoencoder import AutoencoderFolder, find_autoencoder, load_autoencoder
 from ..sources.images import open_images
 from ..sources.latent_images import side_of
+from ..sources.model_folder import find_model
 from ..sources.teacher import load_teacher
 from .classes import classes_of_data
 from .denoise import denoising
@@ -43,6 +44,8 @@ def teach_ddpm(
     """``teach`` of a DDPM: its folder is a diffusers pipeline."""
     if config.classification != ClassificationConfig():
         raise UserError("classification is of classifiers, and no architecture of one is given: leave it out")
+    if config.start:
+        find_model(config.start)  # before the images are read, and a network is built
     run = open_run(config, resume=resume, anyway=resume_anyway)
     images = open_images(
         config.data,
