@@ -184,13 +184,6 @@ def archives(place: Path) -> None:
     np.savez(place / "statistics_objects.npz", mu=np.array([None]), sigma=np.eye(1))
 
 
-def classifiers(place: Path) -> None:
-    (place / "of_a_family").mkdir()
-    told = {"architecture": "steps:16", "num_classes": 10, "in_channels": 1, "image_size": 32, "arguments": {}}
-    (place / "of_a_family" / "config.json").write_text(json.dumps({**told, "mean": [0.5], "std": [0.5]}))
-    (place / "of_a_family" / "model.safetensors").write_bytes(b"")
-
-
 def texts(place: Path, teacher: Path, data: Path) -> None:
     good = {"teacher": str(teacher), "data": str(data), "training": {**TRAIN, "steps": 2}}
     (place / "good.yaml").write_text(yaml.safe_dump(good))
@@ -212,7 +205,8 @@ def texts(place: Path, teacher: Path, data: Path) -> None:
 
 
 def classifiers(place: Path) -> None:
-    """Of three classes: a classifier, its student, one without weights; images of two and of four classes."""
+    """Of three classes: a classifier, its student, one without weights; images of three and of four classes. And one
+    of a family that is not installed."""
     asked = find_config("wrn:10-1", image_size=SIZE, num_classes=3, in_channels=1)
     save_classifier(build(asked), asked, place / "classifier")
     told = asked.to_dict()
@@ -222,3 +216,7 @@ def classifiers(place: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (24, SIZE, SIZE, 1), dtype=np.uint8)
     np.savez(place / "labelled.npz", images=images, labels=np.arange(24) % 3)
     np.savez(place / "four_classes.npz", images=images, labels=np.arange(24) % 4)
+    (place / "of_a_family").mkdir()
+    told = {"architecture": "steps:16", "num_classes": 10, "in_channels": 1, "image_size": 32, "arguments": {}}
+    (place / "of_a_family" / "config.json").write_text(json.dumps({**told, "mean": [0.5], "std": [0.5]}))
+    (place / "of_a_family" / "model.safetensors").write_bytes(b"")
