@@ -14,7 +14,7 @@ PAIRS = {
 MEMORY = {
     "tensor_peak": "most bytes of tensors alive at once in an eager forward pass",
     "tensor_peak_lean": "the same of lean execution, which has the same outputs",
-    "paper_peak": "the paper's: largest residual block, long skips left out",
+    "paper_peak": "the paper's: largest residual block, of a classifier also layer; long skips left out",
     "paper_peak_with_skips": "the same with live long skips",
     "red_paper_peak": "largest RED block by the paper's rule",
     "weights": "parameters and buffers",

@@ -21,7 +21,7 @@ from .timeline import peak_of, timeline_picture
 MEMORY = {
     "tensor_peak": ("Exact tensor peak", "live activation bytes of one forward pass"),
     "tensor_peak_lean": ("Exact tensor peak, lean", "the same outputs, run with less alive at once"),
-    "paper_peak": ("Paper's peak", "largest residual block, skips left out"),
+    "paper_peak": ("Paper's peak", "largest residual block, of a classifier also layer; skips left out"),
     "paper_peak_with_skips": ("Paper's peak with skips", "the same with live skip connections"),
     "red_paper_peak": ("Paper's peak of RED blocks", "largest RED block"),
     "weights": ("Weights", "parameters and buffers"),
