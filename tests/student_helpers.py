@@ -71,7 +71,8 @@ def base_of(student: UNet2DModel) -> dict[str, Any]:
 
 def old_plan(plan: StudentPlan) -> dict[str, Any]:
     """The plan as it was written before there were edits."""
-    options = {name: value for name, value in asdict(plan.options).items() if name != "reduction"}
+    newer = ("reduction", "architecture", "arguments", "align_after")
+    options = {name: value for name, value in asdict(plan.options).items() if name not in newer}
     kept = ("channels", "resolution", "teacher_layer", "teacher_side", "teacher_channels")
     blocks = [
         {"name": block.name, "teacher_resolution": block.resolution, **{key: getattr(block, key) for key in kept}}

@@ -1,11 +1,7 @@
 """The loop serves a classifier as it serves a DDPM: batches by the seed, resumed to the byte, on any processes."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +23,7 @@ from classifier_helpers import (
 )
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from training_helpers import Killed, assert_same_checkpoints, kill_at, metrics, one_thread_environment, tool
+from training_helpers import Killed, assert_same_checkpoints, kill_at, metrics, one_thread_environment
 
 from ddpm_redistill.config import FEATURE_TERMS, ClassificationConfig, LossConfig, TrainingConfig
 from ddpm_redistill.core.feature_losses import feature_mse, red_distance
@@ -211,47 +207,6 @@ def test_sgd_is_torchs_over_all_parameters(tmp_path):
 def run_program(command: list[str], folder: Path, loss: Any, training: dict[str, Any], **more: Any) -> Any:
     line = [*command, classifier_helpers.__file__, str(folder), json.dumps(loss), json.dumps(training)]
     return subprocess.Popen(line, env=one_thread_environment(ACCELERATE_USE_CPU="true"), **more)
-
-
-def test_a_real_kill_and_resume_is_bit_identical(tmp_path):
-    training = {"steps": 4000, "checkpoint_every": 2, "keep_checkpoints": 2, "log_every": 100}
-    killed, one = tmp_path / "killed", tmp_path / "one"
-    process = run_program([sys.executable], killed, ALL, training, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (killed / "checkpoints" / "step-000006").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    last = list_checkpoints(killed / "checkpoints")[-1]
-    steps = int(last.name.removeprefix("step-")) + 4
-    assert steps < 4000
-    with pytest.MonkeyPatch.context() as patch:
-        for folder in (one, killed):
-            kill_at(patch, steps)  # a run of 4000 steps, of which the first ones are compared
-            with pytest.raises(Killed):
-                train_classifier(folder, loss=ALL, resume=folder == killed, **training)
-            patch.undo()
-    assert_same_checkpoints(one, killed)
-
-
-def test_two_processes_give_the_run_of_one(tmp_path):
-    training = {"gradient_accumulation": 2, "sample_every": 4, "dropout": 0.0}  # each process draws its own dropout
-    torchrun = [tool("torchrun"), "--nproc_per_node=2", "--standalone"]
-    loss = {**ALL, "similarity": 0.0}  # which is over the images of a process
-    process = run_program(torchrun, tmp_path / "two", loss, training, stderr=subprocess.PIPE, text=True)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    train_classifier(tmp_path / "one", loss=loss, **training)
-    rows, others = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert [row["step"] for row in others] == [row["step"] for row in rows] == list(range(1, 9))
-    for row, other in zip(rows, others, strict=True):
-        assert row.keys() == other.keys()
-        assert [*other.values()] == pytest.approx([*row.values()], rel=1e-5)
-    ends = [load_file(tmp_path / name / "student" / WEIGHTS) for name in ("one", "two")]
-    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
-    assert any(name.endswith("running_var") for name in ends[0])
 
 
 # --- memory

@@ -31,6 +31,8 @@ NO_TERM = dict.fromkeys(
     ],
     0.0,
 )
+OF_ITS_OWN = dict.fromkeys(("architecture", "arguments", "align_after"))
+"""Of students that are not made of their teacher's layers."""
 PAPER_STUDENT = {
     "reduction": 2,
     "red_placement": "full",
@@ -40,6 +42,7 @@ PAPER_STUDENT = {
     "head_start": "teacher",
     "prediction_type": "epsilon",
     "widen": None,
+    **OF_ITS_OWN,
 }
 
 
@@ -84,7 +87,10 @@ def test_default_recipe_starts_from_the_teacher_with_red_blocks():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_leaves_nothing_open(recipe):
     student, loss = settled(DistillConfig(recipe=recipe))
-    assert [name for name, value in {**student, **loss}.items() if value is None] == ["widen"]  # 1 at every level
+    assert [name for name, value in {**student, **loss}.items() if value is None] == [
+        "widen",
+        *OF_ITS_OWN,
+    ]  # 1 at every level
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -100,6 +106,7 @@ def test_what_is_given_beats_the_recipe(recipe):
         **recipe_says["student"],
         **{"reduction": 4, "red_placement": "outer", "red_norm": "group", "prediction_type": "sample"},
         "widen": None,
+        **OF_ITS_OWN,
     }
     assert loss == {**recipe_says["loss"], "task": 0.0, "output": 0.25, "red": 2.0}
 

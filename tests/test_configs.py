@@ -86,6 +86,7 @@ def _without_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """distill and teach load stand-ins; and Accelerate forgets the precision of the config before."""
     monkeypatch.setattr(distill_ddpm, "load_teacher", lambda ref: stand_in(ref, "meta"))
     monkeypatch.setattr(teach_ddpm, "load_teacher", lambda ref: stand_in(ref, "cpu"))
+    monkeypatch.setattr(teach_ddpm, "find_model", lambda ref: None)
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

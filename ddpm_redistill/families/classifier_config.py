@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..sources.folder_files import read_part
 from .own import BUILT_IN, own_networks
 
-ARCHITECTURE = re.compile(r"timm:[a-z0-9_]+(\.\w+)?|wrn:\d{1,4}-\d{1,3}|[a-z0-9_]+:[\w.-]{1,60}")
+ARCHITECTURE = re.compile(r"[a-z0-9_]+:[\w.-]{1,60}")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LARGEST = 65536
 """Of a whole number in a config: a wider or deeper network is none that is trained here, and takes long to build."""

@@ -4,6 +4,7 @@
 import difflib
 import hashlib
 import json
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from .own import is_own, own_networks
 
 BROKEN = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError)
 """What arguments of any kind make timm raise, and torch where maps meet layers of other shapes."""
+WIDE = re.compile(r"wrn:(\d{1,4})-(\d{1,3})")
 MIDDLE = 0.5
 """Mean and standard deviation of pixels where an architecture tells of none: values from -1 to 1."""
 
@@ -251,6 +253,6 @@ def _timm(ref: str) -> Any:
 
 def _check_wide(ref: str) -> None:
     """Raises UserError unless it names a wide residual network."""
-    depth, _, width = ref.removeprefix("wrn:").partition("-")
-    if not ARCHITECTURE.fullmatch(ref) or int(depth) < 10 or int(depth) % 6 != 4 or int(width) < 1:
+    found = WIDE.fullmatch(ref)
+    if not found or int(found[1]) < 10 or int(found[1]) % 6 != 4 or int(found[2]) < 1:
         raise UserError(f"{ref} is no wide residual network: give wrn:DEPTH-WIDTH, a depth of 6 n + 4, as wrn:16-2")

@@ -113,7 +113,7 @@ def _checked(text: str, session: Any, path: str) -> dict[str, Any]:
         found = json.loads(text)
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r} is not {FORMAT}")
-        if "scheduler" not in found:
+        if "scheduler" not in found and "input" in found:
             raise UserError(f"{path} is a classifier: a DDPM is needed here")
         network, batch_size = found["network"], found["batch_size"]
         size = network["sample_size"]
