@@ -79,6 +79,10 @@ def refuse(source: str) -> ImageSource:
     raise AssertionError(source)
 
 
+def labelled(held_out: float = 0.25) -> LabelledImages:
+    return labelled_images(squares(), ClassificationConfig(held_out=held_out), 0, refuse)
+
+
 def no_memory(training: TrainingConfig) -> StepMemory:
     raise AssertionError("no memory_budget is given")
 

@@ -16,8 +16,7 @@ from classifier_helpers import (
     STD,
     WEIGHTS,
     TinyClassifier,
-    refuse,
-    squares,
+    labelled,
     task_of,
     train_classifier,
 )
@@ -33,17 +32,13 @@ from ddpm_redistill.recipes import classifier_loss
 from ddpm_redistill.sources.predictions import logits_of
 from ddpm_redistill.training.batch_norm import batch_norm_record
 from ddpm_redistill.training.checkpoint import list_checkpoints, load_checkpoint
-from ddpm_redistill.training.classify import crop_of, distillation_objective, labelled_images
+from ddpm_redistill.training.classify import crop_of, distillation_objective
 from ddpm_redistill.training.comparison import comparing, make_regressors
 from ddpm_redistill.training.draws import STREAM, Draws, micro_batches
 from ddpm_redistill.training.step_memory import classification_memory
 
 CPU = torch.device("cpu")
 ALL = {**dict.fromkeys(FEATURE_TERMS, 1.0), "feature": 0.5, "output": 1.0, "feature_share": 0.5}
-
-
-def data(held_out: float = 0.25):
-    return labelled_images(squares(), ClassificationConfig(held_out=held_out), 0, refuse)
 
 
 def batches(draws: Draws, steps: int = 3, **shared: int) -> list[dict[str, torch.Tensor]]:
@@ -55,7 +50,7 @@ def batches(draws: Draws, steps: int = 3, **shared: int) -> list[dict[str, torch
 
 
 def test_a_batch_is_the_images_augmented_and_normalised_with_their_labels():
-    learned = data()
+    learned = labelled()
     draws = Draws(learned.images, task_of(learned), seed=0, batch_size=8)
     (found,) = batches(draws, steps=1)
     drawn, order = draws.drawn(0, (3, SIZE, SIZE), CPU), draws.order(0)
@@ -74,7 +69,7 @@ def test_a_batch_is_the_images_augmented_and_normalised_with_their_labels():
 
 @pytest.mark.parametrize("crop", ["padded", "resized", "none"])
 def test_ranks_and_micro_batches_share_one_run(crop):
-    learned = data()
+    learned = labelled()
     draws = Draws(learned.images, task_of(learned, crop), seed=3, batch_size=8)
     whole = batches(draws)
     shares = [batches(draws, rank=rank, processes=2, accumulation=2) for rank in range(2)]
@@ -85,7 +80,7 @@ def test_ranks_and_micro_batches_share_one_run(crop):
 
 
 def test_a_generator_of_the_step_draws_it():
-    learned = data()
+    learned = labelled()
     drawn = Draws(learned.images, task_of(learned), seed=3, batch_size=8).drawn(7, (3, SIZE, SIZE), CPU)
     generator = seeded_generator(3, STREAM, 7)
     assert torch.equal(drawn["flips"], torch.rand(8, generator=generator) < 0.5)
@@ -153,8 +148,8 @@ def test_a_classifier_learns_and_says_so(tmp_path):
     network = train_classifier(tmp_path / "run", steps=60, sample_every=30, log_every=7, schedule="constant")
     rows = [row for row in metrics(tmp_path / "run") if "held_out_top1" in row]
     assert [row["step"] for row in rows] == [30, 60]
-    held = data().held
-    right = (logits_of(network, held, MEAN, STD, CPU).argmax(1) == data().held_labels).double().mean()
+    held = labelled().held
+    right = (logits_of(network, held, MEAN, STD, CPU).argmax(1) == labelled().held_labels).double().mean()
     assert rows[-1]["held_out_top1"] == pytest.approx(float(right))
     assert "held_out_top5" not in rows[-1]  # of three classes
     assert right > 0.8
@@ -190,7 +185,7 @@ def test_sgd_is_torchs_over_all_parameters(tmp_path):
     """Two steps against torch.optim.SGD on the parameters themselves: momentum, Nesterov, decay of all of them."""
     run_steps = {"steps": 2, "warmup_steps": 0, "schedule": "constant"}
     found = train_classifier(tmp_path / "run", **run_steps)
-    network, learned = TinyClassifier((1, 2)).train(), data()
+    network, learned = TinyClassifier((1, 2)).train(), labelled()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     for step, batch in enumerate(batches(Draws(learned.images, task_of(learned), seed=0, batch_size=8), steps=2)):
         torch.manual_seed(seeded_generator(0, "dropout", step, 0).initial_seed())

@@ -6,27 +6,21 @@ import pytest
 import torch
 from classifier_helpers import (
     CLASSES,
+    labelled,
     refuse,
     squares,
 )
 
-from ddpm_redistill.config import FEATURE_TERMS, ClassificationConfig, LossConfig, TrainingConfig
+from ddpm_redistill.config import ClassificationConfig, LossConfig, TrainingConfig
 from ddpm_redistill.core.taps import Tap
 from ddpm_redistill.errors import UserError
 from ddpm_redistill.recipes import classifier_loss
 from ddpm_redistill.training.classify import check_training, labelled_images
 from ddpm_redistill.training.comparison import Place, check_terms
 
-CPU = torch.device("cpu")
-ALL = {**dict.fromkeys(FEATURE_TERMS, 1.0), "feature": 0.5, "output": 1.0, "feature_share": 0.5}
-
-
-def data(held_out: float = 0.25):
-    return labelled_images(squares(), ClassificationConfig(held_out=held_out), 0, refuse)
-
 
 def test_held_out_images_are_a_share_by_the_seed():
-    whole, found = squares(), data()
+    whole, found = squares(), labelled()
     assert (len(found.images), len(found.held)) == (36, 12)
     seen = [tuple(image.flatten().tolist()) for source in (found.images, found.held) for image in source]
     assert sorted(seen) == sorted(tuple(whole[i].flatten().tolist()) for i in range(48))
@@ -34,9 +28,9 @@ def test_held_out_images_are_a_share_by_the_seed():
         brightest = torch.stack([image.float().amax((1, 2)) for image in source]).argmax(1)
         assert torch.equal(brightest, labels)
     other = labelled_images(squares(), ClassificationConfig(held_out=0.25), 1, refuse)
-    assert other.held.fingerprint != found.held.fingerprint == data().held.fingerprint
+    assert other.held.fingerprint != found.held.fingerprint == labelled().held.fingerprint
     assert found.images.label_fingerprint != whole.label_fingerprint
-    assert data(0.0).held is None
+    assert labelled(0.0).held is None
 
 
 def test_held_out_images_of_another_source_are_found_by_their_names():
@@ -88,7 +82,7 @@ def test_images_without_labels_are_refused():
 )
 def test_a_share_that_leaves_nothing_is_refused(share, line):
     with pytest.raises(UserError, match=line):
-        data(share)
+        labelled(share)
 
 
 @pytest.mark.parametrize("name", ["guidance", "gamma", "clip_sample", "weighting"])

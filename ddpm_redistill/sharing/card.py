@@ -136,17 +136,22 @@ def facts(student: Student, teachers: list[tuple[str, str | None]]) -> Iterator[
         yield ["sha256 of its weights", code(sha256 or "not recorded")]
     if of_a_student(student) and len(teachers) < 2:
         yield ["the teacher's own teacher", "not recorded here; the teacher is a student itself"]
-    strides = "; of the student ".join(listed(plan.get(f"{name}_strides")) for name in ("teacher", "student"))
-    yield ["plan: strides by level", text(f"of the teacher {strides}")]
-    blocks = len(plan.get("blocks") or ())
-    red = f"{plan.get('red_placement')}: {blocks} blocks, norm {plan.get('red_norm')}, start {plan.get('red_start')}"
-    yield ["plan: RED blocks", text(red)]
+    yield from facts_of_plan(plan)
     yield ["plan: predicts, starts from", text(f"{plan.get('prediction_type')}, {plan.get('start')} weights")]
     if any(factor != 1 for factor in plan.get("widen") or ()):
         yield ["plan: times the teacher's channels, by level", text(listed(plan["widen"]))]
     yield from facts_of_images(student.model)
     yield from facts_of_classes(student.conditioning)
     yield from facts_of_training(student.config)
+
+
+def facts_of_plan(plan: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Rows of what every plan has, read by ``plan_facts``."""
+    strides = "; of the student ".join(listed(plan.get(f"{name}_strides")) for name in ("teacher", "student"))
+    yield ["plan: strides by level", text(f"of the teacher {strides}")]
+    blocks = len(plan.get("blocks") or ())
+    red = f"{plan.get('red_placement')}: {blocks} blocks, norm {plan.get('red_norm')}, start {plan.get('red_start')}"
+    yield ["plan: RED blocks", text(red)]
 
 
 def facts_of_training(config: Mapping[str, Any]) -> Iterator[list[str]]:

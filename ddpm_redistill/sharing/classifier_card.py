@@ -9,11 +9,11 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..plan_facts import plan_facts
 from . import measured as m
-from .card import HERE, MARK, SOURCE, facts_of_training, files_beside, licence_text, put
+from .card import HERE, MARK, SOURCE, facts_of_plan, facts_of_training, files_beside, licence_text, put
 from .classes import MOST_NAMES, shortened
 from .classifier_student import ClassifierStudent, find_classifier_student
 from .licence import licence_of
-from .markdown import DASH, code, listed, number, table, text
+from .markdown import DASH, code, number, table, text
 from .student import part, shown_ref
 
 USAGE = """import torch
@@ -94,11 +94,7 @@ def facts(student: ClassifierStudent) -> Iterator[list[str]]:
     if student.teacher:
         yield ["teacher", code(shown_ref(student.teacher))]
     yield ["sha256 of the teacher's tensors", code(student.teacher_sha256 or "not recorded")]
-    strides = "; of the student ".join(listed(plan.get(f"{name}_strides")) for name in ("teacher", "student"))
-    yield ["plan: strides of the layers that change the resolution", text(f"of the teacher {strides}")]
-    blocks = len(plan.get("blocks") or ())
-    red = f"{plan.get('red_placement')}: {blocks} blocks, norm {plan.get('red_norm')}, start {plan.get('red_start')}"
-    yield ["plan: RED blocks", text(red)]
+    yield from facts_of_plan(plan)
     yield ["plan: starts from", text(f"{plan.get('start')} weights")]
     yield ["images", text(f"{model.image_size} px, channels {model.in_channels}")]
     for name, values in (("mean", model.mean), ("standard deviation", model.std)):
