@@ -147,9 +147,21 @@ def test_plan_and_memory_by_the_command_line(capsys: pytest.CaptureFixture[str])
     assert (memory["image_size"], memory["memory"]["parameters"]) == (32, 691_674)
 
 
+def test_plans_of_a_budget_and_of_a_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", "wrn:10-1", "--budget", "100KiB", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["chosen"]["reduction"], found["chosen"]["lean"]) == (2, None)
+    assert {candidate["lean"] for candidate in found["candidates"]} == {None}
+    main(["plan", "wrn:10-1", "--batch_size", "8", "--json"])
+    training = json.loads(capsys.readouterr().out)["training"]
+    assert training["tensor_peak"] > training["held"] > 0
+    assert "tensor_peak_checkpointed" not in training
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
+        (["memory", "wrn:10-1", "--lean", "fast"], "--lean fast: no lean execution of a WideResNet: it is of UNets"),
         (["plan", "timm:resnet19"], "timm has no network resnet19"),
         (["plan", "timm:resnet18", "--image_size", "16"], "choose an image size that its strides divide"),
         (

@@ -33,7 +33,7 @@ def memory_of_networks(arguments: Namespace) -> None:
     import torch
 
     from ..families.registry import find_network
-    from ..pipelines.lean import LEAN_SETTINGS
+    from ..pipelines.lean import LEAN_SETTINGS, CannotRunLeanError
     from ..sources.latent_images import side_of
     from ..students.decoder_memory import decoder_memory
     from ..students.footprint import memory_report, network_memory, network_of
@@ -62,7 +62,10 @@ def memory_of_networks(arguments: Namespace) -> None:
             memory[name] |= decoder_memory(model.autoencoder.config, sizes[name])
     execution, judged = "eager", memory["model"]
     if arguments.lean:
-        lean = network_memory(unets["model"], **at, lean=arguments.lean)
+        try:
+            lean = network_memory(unets["model"], **at, lean=arguments.lean)
+        except CannotRunLeanError as error:
+            raise UserError(f"--lean {arguments.lean}: {error}") from error
         execution, judged = f"lean {arguments.lean}", lean.to_dict()
     if folder is not None:
         from ..evaluation.pages.timeline import timeline_picture, write_timeline_csv

@@ -149,8 +149,11 @@ def _read(config: dict[str, Any]) -> ClassifierConfig:
 def _check_runs(config: ClassifierConfig, images: torch.Tensor) -> None:
     """Raises UserError where images of this size do not go through it."""
     try:
+        network = build_on_meta(config)
+        if images.dtype != torch.float32:
+            network.to(images.dtype)  # not where nothing changes: tensors without data of another kind cannot be moved
         with torch.no_grad():
-            build_on_meta(config).to(images.dtype)(images)
+            network(images)
     except BROKEN as error:
         side = images.shape[-1]
         what = f"the student of {config.architecture}" if config.student_plan else config.architecture

@@ -14,7 +14,7 @@ from ..config import StudentConfig
 from ..core.peak import tensor_peak_within
 from ..errors import UserError
 from ..families.registry import family_of
-from ..pipelines.lean import LEAN_SETTINGS, lean_execution
+from ..pipelines.lean import LEAN_SETTINGS, CannotRunLeanError, lean_execution
 from .derive import student_on_meta
 from .plan import StudentPlan, plan_student, teacher_table
 
@@ -128,7 +128,7 @@ def plan_under_budget(
             skipped.append(str(error))
             continue
         for dtype, lean in product(DTYPES, EXECUTIONS):
-            if not fits:
+            if not fits and network.can_run(lean):
                 tried.append(network.candidate(dtype, lean, counts, budget))
                 networks.append(network)
                 fits = tried[-1].over <= 0
@@ -150,6 +150,14 @@ class _Network:
 
     plan: StudentPlan | None
     unets: dict[torch.dtype, UNet2DModel]
+
+    def can_run(self, lean: str | None) -> bool:
+        """Every network runs eagerly, and not every one lean."""
+        try:
+            with lean_execution(self.unets[torch.float32], lean) if lean else nullcontext():
+                return True
+        except CannotRunLeanError:
+            return False
 
     def candidate(
         self, dtype: torch.dtype, lean: str | None, counts: Counts, budget: int, limit: float | None = None
