@@ -21,6 +21,7 @@ from ..pipelines.edits import edit_from_dict
 from ..pipelines.wide_resnet import WideResNet
 from ..sources.folder_files import check_inside
 from ..sources.image_files import one_line
+from ..sources.weights import check_finite
 from .classifier_config import ARCHITECTURE, CONFIG, WEIGHTS, ClassifierConfig, is_folder, read_config
 from .own import is_own, own_networks
 
@@ -199,9 +200,7 @@ def _with_weights(ref: str, config: ClassifierConfig) -> nn.Module:
         raise
     except Exception as error:  # a file of any kind
         raise UserError(f"the weights of {ref} cannot be loaded: {one_line(error)}") from error
-    bad = next((name for name, value in network.state_dict().items() if not value.isfinite().all()), None)
-    if bad is not None:
-        raise UserError(f"the weights of {ref} hold values that are not finite, first in {bad}: the model is damaged")
+    check_finite(ref, network)
     return network
 
 

@@ -123,12 +123,17 @@ def load_network(
         raise
     except Exception as error:  # a config of any kind meets a file of any kind: the folder is the cause
         raise UserError(f"the weights of {name} cannot be loaded: {one_line(error)}") from error
-    bad = next((key for key, value in network.state_dict().items() if not value.isfinite().all()), None)
-    if bad is not None:
-        raise UserError(f"the weights of {name} hold values that are not finite, first in {bad}: the model is damaged")
+    check_finite(name, network)
     if prefix:
         log.info("%s: the names of all its tensors begin with %s, which is left out", name, prefix)
     return network.eval()
+
+
+def check_finite(name: str, network: nn.Module) -> None:
+    """Raises UserError where a tensor of the network of ``name`` holds a value that is not finite."""
+    bad = next((key for key, value in network.state_dict().items() if not value.isfinite().all()), None)
+    if bad is not None:
+        raise UserError(f"the weights of {name} hold values that are not finite, first in {bad}: the model is damaged")
 
 
 def _check_tensors(name: str, network: nn.Module, tensors: dict[str, Tensor]) -> None:

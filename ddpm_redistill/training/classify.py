@@ -19,6 +19,7 @@ from ..families.classifier_files import save_classifier
 from ..sources.class_labels import labels_of_classifier, labels_of_source, numbered
 from ..sources.held_out import split
 from ..sources.image_source import ImageSource
+from ..sources.images import open_images
 from ..sources.predictions import logits_of
 from .comparison import Compared, feature_parts, feature_terms
 from .gradient import Batch, Objective
@@ -57,6 +58,12 @@ class LabelledImages:
             **held,
             "classes": list(self.names),
         }
+
+
+def source_opener(config: DistillConfig | TeachConfig, image_size: int, channels: int) -> Callable[[str], ImageSource]:
+    """Opens a source of images as a run's data are opened."""
+    how: dict[str, Any] = {"on_bad_image": config.on_bad_image, "data_range": config.data_range}
+    return lambda source: open_images(source, image_size=image_size, channels=channels, **how)
 
 
 def labelled_images(

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +11,10 @@ from ..families.classifier import sized
 from ..families.classifier_config import config_from_dict
 from ..families.classifier_files import build, load_classifier, state_sha256
 from ..recipes import classifier_loss
-from ..sources.images import open_images
 from ..students.derive import build_student, derive_student, student_on_meta
 from ..students.plan import plan_student
 from .batch_norm import batch_norm_record
-from .classify import check_training, classifying, distillation_objective, labelled_images
+from .classify import check_training, classifying, distillation_objective, labelled_images, source_opener
 from .comparison import alignment, check_terms, comparing, feature_terms, make_regressors, objectives_by_step
 from .gradient import place
 from .run import open_run
@@ -39,13 +37,7 @@ def distill_classifier(
     teacher, told = load_classifier(config.teacher)
     teacher_config = sized(told.to_dict(), config.image_size or told.image_size)
     plan = plan_student(teacher_config, config.student)
-    open_source = partial(
-        open_images,
-        image_size=plan.sample_size,
-        channels=told.in_channels,
-        on_bad_image=config.on_bad_image,
-        data_range=config.data_range,
-    )
+    open_source = source_opener(config, plan.sample_size, told.in_channels)
     data = labelled_images(
         open_source(config.data),
         config.classification,

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,9 +10,8 @@ from ..config import TeachConfig, TrainingConfig
 from ..errors import UserError
 from ..families.classifier_files import build, build_on_meta, find_config, load_classifier
 from ..pipelines.seeds import seeded_generator
-from ..sources.images import open_images
 from .batch_norm import batch_norm_record
-from .classify import check_training, classifying, labelled_images, teaching_objective
+from .classify import check_training, classifying, labelled_images, source_opener, teaching_objective
 from .run import open_run
 from .run_folder import settings_text
 from .step_memory import StepMemory, classification_memory
@@ -38,13 +36,7 @@ def teach_classifier(
     architecture = str(config.architecture)
     find_config(architecture)  # before the images are read
     run = open_run(config, resume=resume, anyway=resume_anyway)
-    open_source = partial(
-        open_images,
-        image_size=config.image_size,
-        channels=config.channels,
-        on_bad_image=config.on_bad_image,
-        data_range=config.data_range,
-    )
+    open_source = source_opener(config, config.image_size, config.channels)
     data = labelled_images(open_source(config.data), config.classification, config.seed, open_source)
     asked = find_config(
         architecture, image_size=config.image_size, num_classes=len(data.names), in_channels=config.channels
