@@ -12,7 +12,20 @@ def classifier_rows() -> list[Row]:
         Row("samples of a classifier", f"sample {classifier} --output {{out}}", needed),
         Row("samples of a named classifier", "sample timm:resnet18 --output {out}", needed),
         Row("a classifier beside a DDPM", f"evaluate {{place}}/teacher --teacher {classifier}", needed),
-        Row("a classifier without weights", "sample {place}/weightless --output {out}", "and no model.safetensors"),
+        Row(
+            "a classifier without weights", evaluate.replace("/classifier", "/weightless"), "has no weights: model.saf"
+        ),
+        Row(
+            "pickled weights of a classifier",
+            evaluate.replace("/classifier", "/pickled_classifier"),
+            "has only pickled weights (pytorch_model.bin)",
+        ),
+        Row("torn weights of a classifier", evaluate.replace("/classifier", "/torn_classifier"), "cannot be loaded"),
+        Row(
+            "a classifier without a shard",
+            evaluate.replace("/classifier", "/sharded_classifier"),
+            "model-00001-of-00001.safetensors is missing in",
+        ),
         Row("a DDPM beside a classifier", f"{evaluate} --teacher {{place}}/teacher", "is no classifier"),
         Row("a network of a DDPM beside a classifier", f"{evaluate} --teacher {{place}}/teacher/unet", "of diffusers"),
         Row("a classifier that starts as a DDPM", f"{teach} --start {{place}}/teacher", "is no classifier"),

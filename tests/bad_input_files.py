@@ -212,7 +212,14 @@ def classifiers(place: Path) -> None:
     told = asked.to_dict()
     student = build_student(told, plan_student(told, StudentConfig()))
     save_classifier(student, config_from_dict(dict(student.config), "the student"), place / "classifier_student")
-    shutil.copytree(place / "classifier", place / "weightless").joinpath("model.safetensors").unlink()
+    for name in ("weightless", "pickled_classifier", "torn_classifier", "sharded_classifier"):
+        shutil.copytree(place / "classifier", place / name)
+    (place / "weightless" / "model.safetensors").unlink()
+    (place / "pickled_classifier" / "model.safetensors").rename(place / "pickled_classifier" / "pytorch_model.bin")
+    torn = place / "torn_classifier" / "model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-8])
+    index = {"weight_map": {"stem.weight": "model-00001-of-00001.safetensors"}}
+    (place / "sharded_classifier" / "model.safetensors.index.json").write_text(json.dumps(index))
     images = np.random.default_rng(0).integers(0, 256, (24, SIZE, SIZE, 1), dtype=np.uint8)
     np.savez(place / "labelled.npz", images=images, labels=np.arange(24) % 3)
     np.savez(place / "four_classes.npz", images=images, labels=np.arange(24) % 4)

@@ -1,7 +1,6 @@
 """The family of classifiers: recognised, opened, described by what they run, saved, and refused in one line."""
 
 import importlib
-import json
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -17,11 +16,9 @@ from ddpm_redistill.errors import UserError
 from ddpm_redistill.families.classifier import refers, resampling_table
 from ddpm_redistill.families.classifier_config import ClassifierConfig, config_from_dict
 from ddpm_redistill.families.classifier_files import (
-    build,
     build_on_meta,
     find_config,
     load_classifier,
-    save_classifier,
 )
 from ddpm_redistill.pipelines.red_block import RedAround, REDBlock
 from ddpm_redistill.pipelines.strides import set_stride
@@ -196,26 +193,6 @@ def test_refused(ref: str, asked: dict[str, int], words: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("ref", ["wrn:10-1", "timm:test_resnet"])
-def test_saved_and_loaded(ref: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = find_config(ref, image_size=32, num_classes=7, in_channels=1)
-    network = build(config)
-    save_classifier(network, config, tmp_path / "folder")
-    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["config.json", "model.safetensors"]
-    folder = str(tmp_path / "folder")
-    assert refers(folder)
-    opened, told = load_classifier(folder)
-    assert told == config == find_config(folder)
-    assert opened.state_dict().keys() == network.state_dict().keys()
-    assert all(torch.equal(value, network.state_dict()[key]) for key, value in opened.state_dict().items())
-    x = torch.randn(2, 1, 32, 32)
-    assert opened(x).shape == (2, 7)
-    assert torch.equal(opened(x), network(x))
-    with pytest.raises(UserError, match="has num_classes 7, and 10 are needed"):
-        find_config(folder, num_classes=10)
-
-
 def test_defaults() -> None:
     config = find_config("timm:resnet18")
     assert (config.num_classes, config.in_channels, config.image_size) == (1000, 3, 224)
@@ -232,19 +209,6 @@ def test_arguments_reach_timm(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="timm cannot build timm:resnet50: ") as error:
             build_on_meta(config_from_dict(told, "it"))
         assert "\n" not in str(error.value)
-
-
-def test_a_folder_as_timm_saves_it_for_the_hub(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    network = timm.create_model("test_resnet", num_classes=5)
-    of_weights = {"input_size": [3, 160, 160], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "tag": "r160_in1k"}
-    told = {"architecture": "test_resnet", "num_classes": 5, "num_features": 512, "pretrained_cfg": of_weights}
-    (tmp_path / "config.json").write_text(json.dumps(told))
-    save_file(network.state_dict(), tmp_path / "model.safetensors")
-    opened, config = load_classifier(str(tmp_path))
-    assert (config.architecture, config.image_size, config.num_classes) == ("timm:test_resnet", 160, 5)
-    assert torch.equal(opened.state_dict()["fc.weight"], network.state_dict()["fc.weight"])
 
 
 @pytest.mark.parametrize(
@@ -269,37 +233,6 @@ def test_a_strangers_config(change: dict[str, Any], words: str) -> None:
         config_from_dict(told, "folder/config.json")
     assert str(error.value).startswith("folder/config.json has ")
     assert words in str(error.value)
-
-
-def saved(folder: Path) -> ClassifierConfig:
-    config = find_config("wrn:10-1", image_size=8)
-    save_classifier(build(config), config, folder)
-    return config
-
-
-def test_weights_of_another_network(tmp_path: Path) -> None:
-    config = saved(tmp_path)
-    told = {**config.to_dict(), "architecture": "wrn:16-8"}
-    (tmp_path / "config.json").write_text(json.dumps(told))
-    with pytest.raises(UserError, match=r"are not of its config: \d+ tensors differ, first group1.0.conv1.weight, "):
-        load_classifier(str(tmp_path))
-
-
-def test_damaged_weights(tmp_path: Path) -> None:
-    saved(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(UserError, match=r"the weights of .* cannot be loaded: "):
-        load_classifier(str(tmp_path))
-
-
-def test_weights_that_are_not_finite(tmp_path: Path) -> None:
-    config = find_config("wrn:10-1", image_size=8)
-    network = build(config)
-    nn.init.constant_(network.classifier.bias, float("nan"))  # type: ignore[union-attr, arg-type]
-    save_classifier(network, config, tmp_path)
-    with pytest.raises(UserError, match=r"not finite, first in classifier\.bias"):
-        load_classifier(str(tmp_path))
 
 
 def test_what_is_recognised(tmp_path: Path) -> None:

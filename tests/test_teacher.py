@@ -209,7 +209,7 @@ def test_pickled_weights_are_never_opened(folder: Path, tiny_teacher: UNet2DMode
     torch.save(tiny_teacher.state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
     found = reason(folder)
     assert "diffusion_pytorch_model.bin" in found
-    assert "safe_serialization=True" in found
+    assert "save the weights as diffusion_pytorch_model.safetensors" in found
 
 
 @pytest.mark.parametrize("kept", [0, 4, 1000, -1])

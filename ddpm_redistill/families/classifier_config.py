@@ -56,9 +56,9 @@ class ClassifierConfig:
 
 
 def is_folder(ref: str) -> bool:
-    """Is it a folder whose ``config.json`` names an architecture, with weights beside it?"""
+    """Is it a folder whose ``config.json`` names an architecture?"""
     folder = Path(ref).expanduser()
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+    if not (folder / CONFIG).is_file():
         return False
     try:
         return isinstance(read_part(folder, folder / CONFIG).get("architecture"), str)

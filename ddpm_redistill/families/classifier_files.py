@@ -1,5 +1,5 @@
 """Classifiers opened, built and saved: ``timm:NAME``, ``wrn:DEPTH-WIDTH``, a network of one's own, or a folder of
-``config.json`` and ``model.safetensors``."""
+``config.json`` and ``model.safetensors``, which may be in shards."""
 
 import difflib
 import hashlib
@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import UserError
 from ..files import write_aside, written_aside
 from ..pipelines.edits import edit_from_dict
 from ..pipelines.wide_resnet import WideResNet
-from ..sources.folder_files import check_inside
 from ..sources.image_files import one_line
-from ..sources.weights import check_finite
+from ..sources.weights import check_files, filled, weights_files
 from .classifier_config import ARCHITECTURE, CONFIG, WEIGHTS, ClassifierConfig, is_folder, read_config
 from .own import is_own, own_networks
 
@@ -153,7 +151,10 @@ def load_classifier(
     if ref.startswith("wrn:") or is_own(ref):
         raise UserError(f"{ref} has no published weights: train one with teach, and give its folder")
     if not ref.startswith("timm:"):
-        return _with_weights(ref, config), config
+        folder = Path(ref).expanduser()
+        files = weights_files(folder, folder, WEIGHTS)
+        check_files(ref, folder, files, WEIGHTS)
+        return filled(ref, lambda: build(config), files), config
     _check_reachable(ref)
     try:
         return build(config, pretrained=True).float(), config
@@ -179,29 +180,6 @@ def state_sha256(network: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _with_weights(ref: str, config: ClassifierConfig) -> nn.Module:
-    path = Path(ref).expanduser() / WEIGHTS
-    check_inside(path.parent, path)
-    needed = {name: tuple(value.shape) for name, value in build_on_meta(config).state_dict().items()}
-    try:
-        with safe_open(path, "pt") as file:  # the header alone: a config may tell of more memory than the file has
-            there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        wrong = [name for name in {**needed, **there} if needed.get(name) != there.get(name)]
-        if wrong:
-            raise UserError(
-                f"the weights of {ref} are not of its config: {len(wrong)} tensors differ, first {wrong[0]},"
-                f" {there.get(wrong[0], 'missing')} for {needed.get(wrong[0], 'none')}"
-            )
-        network = build(config)
-        network.load_state_dict(load_file(path))
-    except UserError:
-        raise
-    except Exception as error:  # a file of any kind
-        raise UserError(f"the weights of {ref} cannot be loaded: {one_line(error)}") from error
-    check_finite(ref, network)
-    return network
 
 
 def _check_reachable(ref: str) -> None:

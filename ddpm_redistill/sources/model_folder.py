@@ -26,8 +26,8 @@ log = logging.getLogger("ddpm_redistill")
 
 BUILTIN = {"builtin:digits": Path(__file__).parent.parent / "builtin" / "digits_teacher"}
 NETWORKS: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "RedUNet2DModel": RedUNet2DModel}
-CLASSIFIERS, CLASSIFIER_WEIGHTS = ("timm:", "wrn:"), "model.safetensors"
-"""How names of classifiers begin, and what their folders have beside config.json: for a clear line, no more."""
+CLASSIFIERS = ("timm:", "wrn:")
+"""How names of classifiers begin: for a clear line, no more."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 STUDENT_CODE = re.compile(r"modeling_red_unet_([0-9a-f]{12})")
 """The module that a student's model_index.json names, with its version."""
@@ -135,8 +135,6 @@ def check_weights_file(model: ModelFolder) -> None:
 def _check_task(ref: str, root: Path, config: dict[str, Any]) -> None:
     """Raises UserError for a classifier."""
     if isinstance(config.get("architecture"), str):
-        if not (root / CLASSIFIER_WEIGHTS).is_file():
-            raise UserError(f"{ref} has a classifier's config.json, and no {CLASSIFIER_WEIGHTS} beside it")
         raise UserError(f"{ref} is a classifier: a DDPM is needed here")
 
 

@@ -1,10 +1,10 @@
-"""The weights of a network, a UNet or an autoencoder, in one safetensors file or in shards: found, checked, loaded."""
+"""The weights of a network, in one safetensors file or in shards: found, checked, loaded."""
 
 import hashlib
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,20 @@ RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 OLD_NAME = re.compile(rf"\.({'|'.join(RENAMED)})\.(weight|bias)$")
 
 
-def weights_files(root: Path, folder: Path) -> tuple[Path, ...]:
+def weights_files(root: Path, folder: Path, file: str = WEIGHTS) -> tuple[Path, ...]:
     """The files that a network's weights are in, as diffusers chooses them: shards before one file, and the plain ones
     before a variant. Empty where there are none; a shard may be missing.
+
+    Args:
+        file: the name of the one file.
 
     Raises:
         UserError: the list of the shards cannot be read, or leads out of the model's folder.
     """
     for variant in (None, *VARIANTS):
-        stem, suffix = WEIGHTS.rsplit(".", 1)
+        stem, suffix = file.rsplit(".", 1)
         middle = f".{variant}" if variant else ""
-        index = folder / f"{WEIGHTS}.index{middle}.json"
+        index = folder / f"{file}.index{middle}.json"
         if index.is_file():
             files = _shards(root, index)
         else:
@@ -67,7 +70,7 @@ def _texts(values: Any) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def check_files(name: str, folder: Path, files: tuple[Path, ...]) -> None:
+def check_files(name: str, folder: Path, files: tuple[Path, ...], file: str = WEIGHTS) -> None:
     """Raises UserError unless the weights in ``folder`` are safetensors and all there; ``files`` as ``weights_files``.
 
     Args:
@@ -84,9 +87,9 @@ def check_files(name: str, folder: Path, files: tuple[Path, ...]) -> None:
     if pickled:
         raise UserError(
             f"{name} has only pickled weights ({pickled[0]}), which can run code and are not loaded: open it once where"
-            " you trust it, save the network by save_pretrained(folder, safe_serialization=True), and give that folder"
+            f" you trust it, save the weights as {file}, and give that folder"
         )
-    raise UserError(f"{name} has no weights: {WEIGHTS} is missing in {folder}")
+    raise UserError(f"{name} has no weights: {file} is missing in {folder}")
 
 
 def load_network(
@@ -96,12 +99,28 @@ def load_network(
     files: tuple[Path, ...],
     change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> Any:
-    """A network of class ``kind``, built from its config, with the tensors of its files: float32, in eval mode.
+    """``filled`` of a network of diffusers, of class ``kind``, by its config; its layers may have their older names."""
+    return filled(
+        name, lambda: kind.from_config(config), files, lambda tensors: change(_renamed(tensors)), saves_all=True
+    )
+
+
+def filled(
+    name: str,
+    make: Callable[[], nn.Module],
+    files: tuple[Path, ...],
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+    saves_all: bool = False,
+) -> nn.Module:
+    """A network with the tensors of its files: float32, in eval mode.
 
     Args:
         name: of the network, as messages have it.
+        make: makes it, with any weights; first without memory for them, to compare it with the files.
         files: as ``weights_files`` gives them and ``check_files`` has passed them.
         change: what is done to the tensors, named as in the network, before they are compared with it.
+        saves_all: every tensor that it has is in its files, so that it need not be made a second time; another network
+            may have more (buffers that are not saved).
 
     Raises:
         UserError: the weights cannot be read, hold values that are not finite, or are not of the config. That may tell
@@ -109,16 +128,22 @@ def load_network(
     """
     try:
         with torch.device("meta"):
-            network = kind.from_config(config)
-        there, needed = _count_values(files), sum(value.numel() for value in network.state_dict().values())
+            network = make()
+        own = network.state_dict()
+        there, needed = _count_values(files), sum(value.numel() for value in own.values())
         if needed > 2 * there:
             raise UserError(
                 f"the weights of {name} are not of its config: it tells of {needed:,} values, they are {there:,}"
             )
-        tensors, prefix = _read_tensors(files)
+        tensors, prefix = _read_tensors(files, own)
         tensors = change(tensors)
-        _check_tensors(name, network, tensors)
-        network.to_empty(device="cpu").load_state_dict(tensors)
+        _check_tensors(name, own, tensors)
+        if saves_all:
+            network.to_empty(device="cpu")
+        else:
+            with torch.random.fork_rng(devices=[]):  # its random weights are of no use, and are nobody's draws
+                network = make()
+        network.load_state_dict(tensors)
     except UserError:
         raise
     except Exception as error:  # a config of any kind meets a file of any kind: the folder is the cause
@@ -136,9 +161,9 @@ def check_finite(name: str, network: nn.Module) -> None:
         raise UserError(f"the weights of {name} hold values that are not finite, first in {bad}: the model is damaged")
 
 
-def _check_tensors(name: str, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Raises UserError when the network has not these tensors, or not of these shapes, or whole numbers are weights."""
-    own = network.state_dict()
+def _check_tensors(name: str, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Raises UserError when the network, whose tensors are ``own``, has others than these, or not of these shapes, or
+    whole numbers are weights."""
     wrong = [key for key in own if key not in tensors] + [key for key in tensors if key not in own]
     both = [(key, tensor, own[key]) for key, tensor in tensors.items() if key in own]
     wrong += [f"{key}, {list(a.shape)} for {list(b.shape)}" for key, a, b in both if a.shape != b.shape]
@@ -160,8 +185,12 @@ def _count_values(files: tuple[Path, ...]) -> int:
     return total
 
 
-def _read_tensors(files: tuple[Path, ...]) -> tuple[dict[str, Tensor], str]:
-    """The tensors by the names that they have in the network, and the prefix that every name had in the files."""
+def _read_tensors(files: tuple[Path, ...], own: Iterable[str]) -> tuple[dict[str, Tensor], str]:
+    """The tensors by the names that they have in the network, and the prefix that every name had in the files.
+
+    Args:
+        own: the network's own names, which are left as they are.
+    """
     tensors: dict[str, Tensor] = {}
     for path in files:
         with safe_open(path, "pt") as file:
@@ -169,11 +198,12 @@ def _read_tensors(files: tuple[Path, ...]) -> tuple[dict[str, Tensor], str]:
                 if name in tensors:
                     raise ValueError(f"{name} is in two of its files")
                 tensors[name] = file.get_tensor(name)
-    prefix = _common_prefix(list(tensors))
-    return {
-        OLD_NAME.sub(lambda found: f".{RENAMED[found[1]]}.{found[2]}", name.removeprefix(prefix)): tensor
-        for name, tensor in tensors.items()
-    }, prefix
+    prefix = "" if tensors.keys() & own else _common_prefix(list(tensors))
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, prefix
+
+
+def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {OLD_NAME.sub(lambda old: f".{RENAMED[old[1]]}.{old[2]}", name): value for name, value in tensors.items()}
 
 
 def _common_prefix(names: list[str]) -> str:
