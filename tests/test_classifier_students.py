@@ -142,6 +142,7 @@ def test_plan_and_memory_by_the_command_line(capsys: pytest.CaptureFixture[str])
     assert (found["plan"]["teacher_strides"], found["plan"]["student_strides"]) == ([2, 2, 2, 2, 2], [8, 1, 2, 2, 1])
     assert [found["memory"][name]["paper_peak"] for name in ("teacher", "student")] == [4014080, 802816]
     assert len([edit for edit in found["plan"]["edits"] if edit["edit"] == "red"]) == 5
+    assert not any("lean" in name for profile in found["memory"].values() for name in profile)
     main(["memory", "wrn:16-2", "--json"])
     memory = json.loads(capsys.readouterr().out)
     assert (memory["image_size"], memory["memory"]["parameters"]) == (32, 691_674)
@@ -152,6 +153,8 @@ def test_plans_of_a_budget_and_of_a_batch(capsys: pytest.CaptureFixture[str]) ->
     found = json.loads(capsys.readouterr().out)
     assert (found["chosen"]["reduction"], found["chosen"]["lean"]) == (2, None)
     assert {candidate["lean"] for candidate in found["candidates"]} == {None}
+    main(["plan", "wrn:10-1"])
+    assert "lean" not in capsys.readouterr().out
     main(["plan", "wrn:10-1", "--batch_size", "8", "--json"])
     training = json.loads(capsys.readouterr().out)["training"]
     assert training["tensor_peak"] > training["held"] > 0

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,6 +119,13 @@ def test_the_repository_has_no_wrong_import() -> None:
     assert rooms <= FLOOR.keys(), "a new room: give it a floor"
     assert rooms >= {*WINGS, "config", "cli"}
     assert violations(sources) == []
+
+
+def test_the_picture_in_the_docs_has_these_arrows() -> None:
+    lines = [line for line in (ROOT / "docs" / "design.md").read_text().splitlines() if " --> " in line]
+    arrows = {pair for line in lines for pair in pairwise(line.split()[::2])}
+    assert {room for pair in arrows for room in pair} == {*WINGS, "cli", "config"}
+    assert all(FLOOR[upper] == FLOOR[lower] + 1 for upper, lower in arrows)
 
 
 GOOD = {

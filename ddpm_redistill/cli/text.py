@@ -65,8 +65,8 @@ def _memory_rows(profiles: list[dict[str, Any]], by_setting: bool) -> list[tuple
     rows: list[tuple[str, list[int | None]]] = []
     for peak in (*PEAKS, *OF_LATENTS, *OF_PROGRAMS):
         if by_setting and peak == "tensor_peak_lean":
-            settings = {setting: None for profile in profiles for setting in profile["lean"]}
-            rows += [(f"  lean, {setting}", [p["lean"].get(setting) for p in profiles]) for setting in settings]
+            settings = {setting: None for profile in profiles for setting in profile.get("lean", {})}
+            rows += [(f"  lean, {setting}", [p.get("lean", {}).get(setting) for p in profiles]) for setting in settings]
         elif any(peak in profile for profile in profiles):
             rows.append((peak, [profile.get(peak) for profile in profiles]))
     return rows

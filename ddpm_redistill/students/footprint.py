@@ -92,10 +92,10 @@ def profiles_report(profiles: dict[str | None, MemoryProfile]) -> dict[str, Any]
     """The eager profile ready for JSON, with the exact peak of lean execution beside it; bytes.
 
     Added to the profile: ``lean``, tensor_peak by setting as measured, and ``tensor_peak_lean``, that of the most
-    saving one; empty and None for a network that cannot run lean.
+    saving one; neither for a network that cannot run lean, as a classifier.
     """
     lean = {setting: profile.tensor_peak for setting, profile in profiles.items() if setting is not None}
-    return {**profiles[None].to_dict(), "tensor_peak_lean": lean.get(MOST_SAVING), "lean": lean}
+    return {**profiles[None].to_dict(), **_lean_report(lean)}
 
 
 def memory_report(network: nn.Module, *, settings: Sequence[str] = (MOST_SAVING,), **at: Any) -> dict[str, Any]:
@@ -106,7 +106,11 @@ def memory_report(network: nn.Module, *, settings: Sequence[str] = (MOST_SAVING,
         lean = {setting: network_peak(network, **at, lean=setting)[0] for setting in settings}
     except CannotRunLeanError:
         return report
-    return {**report, "tensor_peak_lean": lean.get(MOST_SAVING), "lean": lean}
+    return {**report, **_lean_report(lean)}
+
+
+def _lean_report(lean: dict[str, int]) -> dict[str, Any]:
+    return {"tensor_peak_lean": lean.get(MOST_SAVING), "lean": lean} if lean else {}
 
 
 def planned_report(teacher_config: dict[str, Any], plan: StudentPlan) -> dict[str, dict[str, Any]]:
