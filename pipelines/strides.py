@@ -3,6 +3,7 @@
 Imports torch only: this file travels inside student folders.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -68,7 +69,8 @@ def _divides(layer: nn.Module, stride: int, kernel: int) -> bool:
     for outputs in (kernel + 1, kernel + 2):
         size = outputs * stride
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch says once that "same" with an even kernel may copy the input
                 out = layer(torch.zeros(1, channels, size, size, device=probe.device, dtype=probe.dtype))
         except RuntimeError:  # a pooling pads by half its kernel at most
             return False

@@ -35,7 +35,7 @@ def test_held_out_images_are_a_share_by_the_seed():
 
 def test_held_out_images_of_another_source_are_found_by_their_names():
     test = squares(20, seed=1)
-    other = test.subset(torch.arange(20), "test").with_labels(2 - test.labels, CLASSES[::-1])
+    other = test.subset(torch.arange(20)).with_labels(2 - test.labels, CLASSES[::-1])
     found = labelled_images(squares(), ClassificationConfig(held_out="elsewhere"), 0, {"elsewhere": other}.__getitem__)
     assert (len(found.images), len(found.held)) == (48, 20)
     assert torch.equal(found.held_labels, test.labels)

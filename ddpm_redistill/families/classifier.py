@@ -19,7 +19,6 @@ from .classifier_files import BROKEN, build, build_on_meta, find_config, refers
 __all__ = ["refers"]
 
 NAME = "this classifier"
-NO_WIDTH = "a classifier's student is as wide as its teacher"
 TASK = "classify"
 WIDENS = False
 LARGEST_INPUT = 2**50
@@ -101,20 +100,10 @@ def own_student(
     )
 
 
-def widened(config: dict[str, Any], widen: tuple[int, ...]) -> dict[str, Any]:
-    raise NotImplementedError(NO_WIDTH)
-
-
 def build_student(config: dict[str, Any], sample_size: int, plan: dict[str, Any]) -> nn.Module:
     student = _read({**base_config(config), "image_size": sample_size, "student_plan": plan})
     _check_runs(student, torch.zeros(1, student.in_channels, sample_size, sample_size, device="meta"))
     return build(student)
-
-
-def widened_state(
-    narrow: nn.Module, wide: nn.Module, widen: tuple[int, ...], generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    raise NotImplementedError(NO_WIDTH)
 
 
 def with_input(

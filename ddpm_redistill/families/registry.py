@@ -71,7 +71,7 @@ class Family(Protocol):
         can be aligned. Raises UserError where the family has no such students."""
 
     def widened(self, config: dict[str, Any], widen: tuple[int, ...]) -> dict[str, Any]:
-        """The config with ``widen[i]`` times the channels in level i."""
+        """The config with ``widen[i]`` times the channels in level i; only of a family that widens."""
 
     def build_student(self, config: dict[str, Any], sample_size: int, plan: dict[str, Any]) -> nn.Module:
         """The student of a plan, freshly initialised on the current default device, from its teacher's config."""
@@ -79,7 +79,8 @@ class Family(Protocol):
     def widened_state(
         self, narrow: nn.Module, wide: nn.Module, widen: tuple[int, ...], generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """Weights of a widened student that computes what the unwidened one does, as far as that can be."""
+        """Weights of a widened student that computes what the unwidened one does, as far as that can be; only of a
+        family that widens."""
 
     def with_input(
         self, network: nn.Module, batch_size: int, image_size: int | None, dtype: torch.dtype

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.red_block import RedAround, REDBlock
 from ..recipes import DEFAULT, RECIPES
+from ..sources.image_files import one_line
 from ..sources.model_folder import ModelFolder, find_model
 from .unet2d_widening import widened_state
 
@@ -122,7 +123,7 @@ def resampling_table(config: dict[str, Any]) -> list[Resampling]:
             zero = torch.zeros(1, dtype=torch.long, device="meta")
             maps = reader.run(unet, example, zero, zero if unet.class_embedding is not None else None)[1]
         except BROKEN as error:
-            raise UserError(f"this teacher's config makes no network that runs: {_first_line(error)}") from error
+            raise UserError(f"this teacher's config makes no network that runs: {one_line(error)}") from error
         for path, kind in kinds.items():
             before, after = maps[Tap(reads[path], "input")], maps[Tap(path, "output")]
             resolution = (before.shape[-1], after.shape[-1])
@@ -155,7 +156,7 @@ def network_on_meta(config: dict[str, Any]) -> UNet2DModel:
         with torch.device("meta"):
             return cast(UNet2DModel, network.from_config(config)).eval()
     except BROKEN as error:
-        raise UserError(f"diffusers cannot build this teacher's config: {_first_line(error)}") from error
+        raise UserError(f"diffusers cannot build this teacher's config: {one_line(error)}") from error
 
 
 def build_student(config: dict[str, Any], sample_size: int, plan: dict[str, Any]) -> RedUNet2DModel:
@@ -247,7 +248,3 @@ def _unsupported(config: dict[str, Any]) -> str | None:
         channels = f"{config.get('in_channels')} channels in, {config.get('out_channels')} out"
         return f"it has {channels}, which must agree (no learned variance)"
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..core.resampling import Resampling, TokenMap
+from ..core.taps import Tap, reading
 from ..errors import UserError
 from ..recipes import TOKENS_STUDENT
 from .classifier import (
@@ -21,8 +22,6 @@ from .classifier import (
     network_on_meta,
     size_of,
     sized,
-    widened,
-    widened_state,
     with_input,
 )
 from .classifier_config import ClassifierConfig, config_from_dict
@@ -36,8 +35,6 @@ __all__ = [
     "network_on_meta",
     "size_of",
     "sized",
-    "widened",
-    "widened_state",
     "with_input",
 ]  # as of every classifier
 
@@ -128,30 +125,18 @@ def _token_maps(config: ClassifierConfig) -> list[TokenMap]:
     blocks, grid = getattr(network, "blocks", None), getattr(getattr(network, "patch_embed", None), "grid_size", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList) or grid is None or grid[0] != grid[1]:
         return []
-    shapes: dict[int, tuple[torch.Size, torch.Size]] = {}
-    handles = []
-    for i, block in enumerate(blocks):
-
-        def keep(_: nn.Module, args: tuple[Any, ...], output: Any, i: int = i) -> None:
-            if isinstance(output, torch.Tensor) and args and isinstance(args[0], torch.Tensor):
-                shapes[i] = args[0].shape, output.shape
-
-        handles.append(block.register_forward_hook(keep))
-    size = config.image_size
+    ends = [(Tap(f"blocks.{i}", "input"), Tap(f"blocks.{i}", "output")) for i in range(len(blocks))]
+    images = torch.zeros(1, config.in_channels, config.image_size, config.image_size, device="meta")
     try:
-        with torch.no_grad():
-            network(torch.zeros(1, config.in_channels, size, size, device="meta"))
+        with torch.no_grad(), reading(network, [tap for pair in ends for tap in pair]) as reader:
+            maps = reader.run(network, images)[1]
+        shapes = [(tuple(maps[before].shape), tuple(maps[after].shape)) for before, after in ends]
     except BROKEN:
         return []
-    finally:
-        for handle in handles:
-            handle.remove()
     count = grid[0] * grid[1]
-    if len(shapes) != len(blocks) or any(
-        before != after or len(after) != 3 or after[1] < count for before, after in shapes.values()
-    ):
+    if any(before != after or len(after) != 3 or after[1] < count for before, after in shapes):
         return []
     return [
         TokenMap(path=f"blocks.{i}", prefix=after[1] - count, channels=after[2], resolution=grid[0])
-        for i, (_, after) in sorted(shapes.items())
+        for i, (_, after) in enumerate(shapes)
     ]

@@ -149,8 +149,9 @@ def facts_of_plan(plan: Mapping[str, Any]) -> Iterator[list[str]]:
     """Rows of what every plan has, read by ``plan_facts``."""
     strides = "; of the student ".join(listed(plan.get(f"{name}_strides")) for name in ("teacher", "student"))
     yield ["plan: strides by level", text(f"of the teacher {strides}")]
-    blocks = len(plan.get("blocks") or ())
-    red = f"{plan.get('red_placement')}: {blocks} blocks, norm {plan.get('red_norm')}, start {plan.get('red_start')}"
+    count = len(plan.get("blocks") or ())
+    blocks = f"{count} block{'s' * (count != 1)}"
+    red = f"{plan.get('red_placement')}: {blocks}, norm {plan.get('red_norm')}, start {plan.get('red_start')}"
     yield ["plan: RED blocks", text(red)]
 
 

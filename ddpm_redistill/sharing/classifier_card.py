@@ -96,6 +96,8 @@ def facts(student: ClassifierStudent) -> Iterator[list[str]]:
     yield ["sha256 of the teacher's tensors", code(student.teacher_sha256 or "not recorded")]
     yield from facts_of_plan(plan)
     yield ["plan: starts from", text(f"{plan.get('start')} weights")]
+    if model.arguments:
+        yield ["arguments of its architecture", text(", ".join(f"{k} {value}" for k, value in model.arguments.items()))]
     yield ["images", text(f"{model.image_size} px, channels {model.in_channels}")]
     for name, values in (("mean", model.mean), ("standard deviation", model.std)):
         yield [f"{name} of pixels from 0 to 1, by channel", text(", ".join(f"{value:g}" for value in values))]

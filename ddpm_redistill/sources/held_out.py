@@ -33,4 +33,4 @@ def split(
         raise UserError(f"held_out is {held_out} of {len(images)} images, so that {side}: give more images")
     order = torch.randperm(len(images), generator=seeded_generator(seed, "held out"))
     learned, held = order[count:].sort().values, order[:count].sort().values
-    return images.subset(learned, f"all but {count:,}"), images.subset(held, "held out")
+    return images.subset(learned), images.subset(held)

@@ -82,12 +82,12 @@ class ImageSource(Dataset[torch.Tensor]):
         """All images, uint8 (N, C, image_size, image_size), of a source held in memory; not to be changed."""
         return self._images if isinstance(self._images, torch.Tensor) else None
 
-    def subset(self, indices: torch.Tensor, what: str) -> "ImageSource":
-        """Of these images those at ``indices``, int64 (n,), in that order; ``what`` they are, for the description."""
+    def subset(self, indices: torch.Tensor) -> "ImageSource":
+        """Of these images those at ``indices``, int64 (n,), in that order."""
         served = self._images
         images = served[indices] if isinstance(served, torch.Tensor) else functools.partial(_chosen, served, indices)
         digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().astype("<i8").tobytes()).hexdigest()
-        source = ImageSource(len(indices), images, f"{self.description}, {what}", digest)
+        source = ImageSource(len(indices), images, f"{len(indices):,} of {self.description}", digest)
         source.labels, source.classes = None if self.labels is None else self.labels[indices], self.classes
         return source
 
