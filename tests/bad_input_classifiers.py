@@ -49,6 +49,12 @@ def classifier_rows() -> list[Row]:
         Row("classes that differ", distill.replace("labelled", "four_classes"), "and names none, and"),
         Row("classes measured that differ", evaluate.replace("labelled", "four_classes"), "and names none, and"),
         Row("an unknown timm network", "plan timm:resnet1818", "timm has no network resnet1818: near it are"),
+        Row("a family that is not installed", "plan no_family:16", "of no family of networks that is installed"),
+        Row(
+            "a family that is not installed, taught",
+            teach.replace("wrn:10-1", "no_family:16"),
+            "FAMILY:NAME of an installed family",
+        ),
         Row("a network of no such depth", "plan wrn:11-1", "is no wide residual network"),
         Row("an image too small for the strides", "plan timm:resnet18 --image_size 4 --reduction 8", "timm:resnet18"),
         Row("a wider student of a classifier", f"{distill} --student.widen [1,2,2]", "widen"),

@@ -74,7 +74,8 @@ def read_config(ref: str) -> ClassifierConfig:
     """
     path = Path(ref).expanduser() / CONFIG
     if not path.is_file():
-        raise UserError(f"{ref} is no classifier: give timm:NAME, or a folder of {CONFIG} and {WEIGHTS}")
+        names = "timm:NAME, FAMILY:NAME of an installed family," if ":" in ref else "timm:NAME,"
+        raise UserError(f"{ref} is no classifier: give {names} or a folder of {CONFIG} and {WEIGHTS}")
     told = read_part(path.parent, path)
     if "_class_name" in told:
         raise UserError(f"{ref} is a model of diffusers, {_shown(told['_class_name'])}: a classifier is needed here")

@@ -151,7 +151,8 @@ def _locate(ref: str) -> Path:
     if path.exists():
         raise UserError(f"{ref} is a file: give the diffusers folder that holds the model")
     if not HUB_ID.fullmatch(ref):
-        raise UserError(f"there is no folder {ref}, and it is no hub id (owner/name)")
+        family = " and of no family of networks that is installed" if ":" in ref else ""
+        raise UserError(f"there is no folder {ref}, and it is no hub id (owner/name){family}")
     from huggingface_hub import snapshot_download
 
     try:
