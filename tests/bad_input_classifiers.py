@@ -49,9 +49,13 @@ def classifier_rows() -> list[Row]:
         Row("classes that differ", distill.replace("labelled", "four_classes"), "and names none, and"),
         Row("classes measured that differ", evaluate.replace("labelled", "four_classes"), "and names none, and"),
         Row("an unknown timm network", "plan timm:resnet1818", "timm has no network resnet1818: near it are"),
-        Row("a family that is not installed", "plan no_family:16", "of no family of networks that is installed"),
         Row(
-            "a family that is not installed, taught",
+            "a network of a family that is not installed",
+            "plan no_family:16",
+            "of no family of networks that is installed",
+        ),
+        Row(
+            "a network to teach of a family that is not installed",
             teach.replace("wrn:10-1", "no_family:16"),
             "FAMILY:NAME of an installed family",
         ),

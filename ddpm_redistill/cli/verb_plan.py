@@ -59,7 +59,7 @@ def plan_by_options(arguments: Namespace, family: "Family", model: "Found", conf
     if model.autoencoder:
         decoder = decoder_memory(model.autoencoder.config, plan.sample_size)
         memory = {name: found | decoder for name, found in memory.items()}
-    peaks = {name: memory["student"].get(name) for name in ("tensor_peak", "tensor_peak_lean")}
+    peaks: dict[str, Any] = {name: memory["student"].get(name) for name in ("tensor_peak", "tensor_peak_lean")}
     free = None if plan.widens or not family.WIDENS else free_width(model.config, plan, **peaks)
     training = None if arguments.batch_size is None else training_memory(model, plan, arguments.batch_size)
     if arguments.json:
