@@ -7,14 +7,14 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from ..core.meta import meta_as_cpu
-from ..core.resampling import Resampling, TokenMap
-from ..core.taps import Tap, reading
+from ..core.resampling import BlockConv, LevelEnd, Resampling, TokenMap
+from ..core.taps import Tap
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.red_block import RedAround, REDBlock
 from ..recipes import DEFAULT, RECIPES
 from ..sources.model_folder import ModelFolder, find_model
+from .unet2d_maps import BROKEN, block_convs, ends_of, first_line, maps_of
 from .unet2d_widening import widened_state
 
 __all__ = ["widened_state"]  # a function of the family, in a file of its own
@@ -23,10 +23,9 @@ DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 TASK = "denoise"
 WIDENS = True
+CHEAP_NORM = "group"
 LARGEST_INPUT = 2**50
 """Bytes; torch counts in 63 bits, and a feature map is many times the input."""
-BROKEN = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError)
-"""What a config of any kind makes diffusers raise, torch where its values meet shapes, and a student's plan."""
 
 
 def recognises(config: dict[str, Any]) -> bool:
@@ -115,29 +114,30 @@ def resampling_table(config: dict[str, Any]) -> list[Resampling]:
     kinds = {"conv_in": "stem", **dict.fromkeys(downs, "down"), **dict.fromkeys(ups, "up"), "conv_norm_out": "head"}
     reads = {path: _reads(unet, path) for path in kinds}
     taps = [tap for path in kinds for tap in (Tap(reads[path], "input"), Tap(path, "output"))]
-    example = torch.empty(1, config["in_channels"], size, size, device="meta")
-    rows = []
-    with torch.no_grad(), meta_as_cpu(), reading(unet, taps) as reader:
-        try:
-            zero = torch.zeros(1, dtype=torch.long, device="meta")
-            maps = reader.run(unet, example, zero, zero if unet.class_embedding is not None else None)[1]
-        except BROKEN as error:
-            raise UserError(f"this teacher's config makes no network that runs: {_first_line(error)}") from error
-        for path, kind in kinds.items():
-            before, after = maps[Tap(reads[path], "input")], maps[Tap(path, "output")]
-            resolution = (before.shape[-1], after.shape[-1])
-            rows.append(
-                Resampling(
-                    path=path,
-                    reads=reads[path],
-                    kind=kind,
-                    stride=max(resolution) // min(resolution),
-                    channels=(before.shape[1], after.shape[1]),
-                    resolution=resolution,
-                    layers=("conv_out" if kind == "head" else path,),
-                )
+    maps, rows = maps_of(unet, taps), []
+    for path, kind in kinds.items():
+        before, after = maps[Tap(reads[path], "input")], maps[Tap(path, "output")]
+        resolution = (before.shape[-1], after.shape[-1])
+        rows.append(
+            Resampling(
+                path=path,
+                reads=reads[path],
+                kind=kind,
+                stride=max(resolution) // min(resolution),
+                channels=(before.shape[1], after.shape[1]),
+                resolution=resolution,
+                layers=("conv_out" if kind == "head" else path,),
             )
+        )
     return rows
+
+
+def cheap_layers(config: dict[str, Any]) -> list[BlockConv]:
+    return block_convs(network_on_meta(base_config(config)))
+
+
+def level_ends(config: dict[str, Any]) -> list[LevelEnd]:
+    return ends_of(network_on_meta(config))
 
 
 def network_on_meta(config: dict[str, Any]) -> UNet2DModel:
@@ -155,7 +155,7 @@ def network_on_meta(config: dict[str, Any]) -> UNet2DModel:
         with torch.device("meta"):
             return cast(UNet2DModel, network.from_config(config)).eval()
     except BROKEN as error:
-        raise UserError(f"diffusers cannot build this teacher's config: {_first_line(error)}") from error
+        raise UserError(f"diffusers cannot build this teacher's config: {first_line(error)}") from error
 
 
 def build_student(config: dict[str, Any], sample_size: int, plan: dict[str, Any]) -> RedUNet2DModel:
@@ -247,7 +247,3 @@ def _unsupported(config: dict[str, Any]) -> str | None:
         channels = f"{config.get('in_channels')} channels in, {config.get('out_channels')} out"
         return f"it has {channels}, which must agree (no learned variance)"
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
