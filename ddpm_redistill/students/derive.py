@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..core.resampling import Resampling
 from ..errors import UserError
 from ..families.registry import family_named, family_of
-from ..pipelines.edits import Stem
+from ..pipelines.edits import Head, Stem
 from ..pipelines.seeds import seeded_generator
 from .cheap_plan import FULL
 from .cheap_start import cheap_start
