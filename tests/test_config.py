@@ -31,8 +31,8 @@ NO_TERM = dict.fromkeys(
     ],
     0.0,
 )
-OF_ITS_OWN = dict.fromkeys(("architecture", "arguments", "align_after"))
-"""Of students that are not made of their teacher's layers."""
+OF_ITS_OWN = dict.fromkeys(("architecture", "arguments", "align_after", "cheap", "cheap_norm"))
+"""Of students that are not made of their teacher's layers, or have cheap convolutions."""
 PAPER_STUDENT = {
     "reduction": 2,
     "red_placement": "full",

@@ -24,7 +24,10 @@ def plan_parser() -> ArgumentParser:
     parser = OneLineParser(description="Show the student a teacher would get, and the memory of both.")
     parser.add_argument("teacher", type=str, help=TEACHER_HELP)
     parser.add_argument(
-        "--reduction", type=int | None, default=None, help="feature maps this much smaller a side: 2 (default), 4 or 8; with --cheap also 1"
+        "--reduction",
+        type=int | None,
+        default=None,
+        help="feature maps this much smaller a side: 2 (default), 4 or 8; with --cheap also 1",
     )
     parser.add_argument(
         "--red_placement",

@@ -1,8 +1,7 @@
 """Cheap convolutions that start as nearly as they can what the full ones of a student with trained weights are.
 
-The product of a block's convolutions is a linear map again, a kernel W (C_out, C_in, k, k) of a certain form. It starts as
-W's approximation in that form (``factors``), and norms and activations between them so that they change it little
-(``start_as``).
+The product of a block's convolutions is one kernel W (C_out, C_in, k, k) of a certain form. It starts as the teacher's
+in that form (``factors``), and norms and activations in between so that they change it little (``start_as``).
 """
 
 import math

@@ -143,7 +143,8 @@ class StudentPlan:
             f" {step}x smaller a side{in_all}"
         )
         if step == 1:
-            changes = f"strides {list(self.student_strides)}, as its teacher: feature maps as large{in_all}"
+            reduced = f", a student's, {self.reduction}x smaller in all" if in_all else ""
+            changes = f"strides {list(self.student_strides)} stay: feature maps as large as its teacher's{reduced}"
         if options.architecture is not None:
             given = "".join(f", {key} {value}" for key, value in (options.arguments or {}).items())
             patch = self.student_strides[0]
