@@ -112,7 +112,7 @@ def warm_start(
     Raises:
         UserError: a layer of the student that should have a counterpart has none.
     """
-    state, before = dict(student), plan.reduction // plan.options.reduction
+    state, before = dict(student), plan.reduction // plan.step
     stems = {f"{edit.layers[0]}.weight" for edit in plan.edits if isinstance(edit, Stem)}
     heads = tuple(f"{edit.path}." for edit in plan.edits if isinstance(edit, Head))
     given_red = _red_blocks(teacher)
