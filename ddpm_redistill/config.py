@@ -22,7 +22,8 @@ class StudentConfig:
     """What is changed to make the student. None: as the recipe says.
 
     Args:
-        reduction: how many times smaller the student's feature maps are than its teacher's, a side.
+        reduction: how many times smaller the student's feature maps are than its teacher's, a side; 2 where no recipe
+            says otherwise. 1, of a student with cheap convolutions, keeps them as large.
         red_placement: full (around the stem, the head and every strided sampler), outer (stem and head) or none.
         red_norm: normalisation inside RED blocks.
         red_start: paper (default initialisation) or identity (each block starts close to y = x); of blocks that the
@@ -38,9 +39,13 @@ class StudentConfig:
         arguments: of that network, as timm.create_model takes them: patch_size, embed_dim, depth, num_heads.
         align_after: of that network, the block behind which its tokens are aligned, the first is 1; None is the one
             in the middle.
+        cheap: what stands for the 3x3 convolutions of the residual blocks: S (themselves), DConv, DConvG8, DConvA4,
+            ConvB2, G8B2, A4B2, DConvB4, Conv2x2; one for all, or one for each level, as [S, S, G8B2, G8B2].
+        cheap_norm: normalisation inside them, batch (with ReLU) or group (with SiLU); None is batch in classifiers and
+            group in UNets.
     """
 
-    reduction: Literal[2, 4, 8] = 2
+    reduction: Literal[1, 2, 4, 8] | None = None
     red_placement: Literal["full", "outer", "none"] | None = None
     red_norm: Literal["batch", "group"] | None = None
     red_start: Literal["paper", "identity"] | None = None
@@ -51,6 +56,8 @@ class StudentConfig:
     architecture: str | None = None
     arguments: dict[str, Any] | None = None
     align_after: int | None = None
+    cheap: list[str] | str | None = None
+    cheap_norm: Literal["batch", "group"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +73,8 @@ class LossConfig:
         guidance: of a class-conditional teacher with a null class, take its output under classifier-free guidance of
             this scale (1 is none), two passes of the teacher, for the student to learn in one. Then output is 1 and
             task 0 where nothing else is said, since images are of no guidance.
-        red: weight (the paper's alpha) of the RED alignment loss; it and all below compare maps where a full
-            placement has RED blocks, whether there is one or not.
+        red: weight (the paper's alpha) of the RED alignment loss; it and all to similarity compare feature maps, where
+            feature_places says.
         red_distance: distance between channel-averaged maps, mse or cosine.
         feature: weight of the MSE of whole maps, where the channel counts of student and teacher agree.
         fitnet: weight of that MSE after a trained 1x1 convolution from the student's channels to the teacher's.
@@ -79,6 +86,9 @@ class LossConfig:
         gamma: where the weighting is cut off.
         clip_sample: in task and output, count no error where the prediction of x_0 is past the range that the
             teacher's scheduler clips it to, and the target at that end of it; without effect if it does not clip.
+        feature_places: where the terms on feature maps compare them: red, where a full placement has RED blocks, a mean
+            over these places; or levels, at the end of each level's residual blocks, a sum over them, as attention
+            transfer has it. None: as the recipe says, levels of a student of reduction 1.
         feature_share: the share of the steps, from the first (one at least), in which the terms on feature maps (red
             to similarity) count; after it there is no pass of the teacher for them.
     """
@@ -97,6 +107,7 @@ class LossConfig:
     weighting: Literal["none", "min_snr", "snr_plus_one"] | None = None
     gamma: float | None = None
     clip_sample: bool | None = None
+    feature_places: Literal["red", "levels"] | None = None
     feature_share: float | None = None
 
 
@@ -245,7 +256,8 @@ class DistillConfig:
         horizontal_flip: flip half of the images left to right.
         recipe: sets what student and loss leave open. natural (ours, for photographs), saturated (ours, for images
             with many pixels at an end of the range, as digits on black), or default, the one of these two that the
-            data call for; redistill or redistill_cosine (the paper's).
+            data call for; redistill or redistill_cosine (the paper's); moonshine (of Crowley et al., for a student of
+            cheap convolutions, of classifiers too).
         student: what is changed to make the student.
         classification: of a classifier: what is held out of the data, and how its images are cropped.
         loss: weights of the loss terms.
@@ -260,7 +272,7 @@ class DistillConfig:
     output_dir: str = "runs/distill"
     image_size: int | None = None
     horizontal_flip: bool = False
-    recipe: Literal["default", "natural", "saturated", "redistill", "redistill_cosine"] = "default"
+    recipe: Literal["default", "natural", "saturated", "redistill", "redistill_cosine", "moonshine"] = "default"
     student: StudentConfig = field(default_factory=StudentConfig)
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -28,6 +28,8 @@ PAPER_LOSS = {
 
 DEFAULT = "natural"
 """The default recipe where nothing is known of the images."""
+PLACES = ("red", "levels")
+"""Where feature maps are compared, of a student with smaller maps than its teacher's, and with maps as large."""
 GUIDED_LOSS = {"task": 0.0, "output": 1.0}
 """What ``loss.guidance`` makes of the weights that are left open."""
 
@@ -75,12 +77,25 @@ of Crowley et al. 2018, arXiv 1711.02613."""
 OF_DDPMS = ("guidance", "weighting", "gamma", "clip_sample")
 """Settings of the loss that are of a DDPM alone."""
 
+MOONSHINE_STUDENT = {"reduction": 1, "start": "random"}
+MOONSHINE_LOSS = {**NO_TERM, "task": 1.0, "attention_mean_square": 1000.0, "feature_places": "levels"}
+"""Of a student with cheap convolutions (Crowley et al. 2018, arXiv 1711.02613): attention transfer in the form of its
+authors' code, and no distillation of logits."""
+OF_CLASSIFIERS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {"student": {}, "loss": CLASSIFIER_LOSS},
+    "moonshine": {"student": MOONSHINE_STUDENT, "loss": {**CLASSIFIER_LOSS, **MOONSHINE_LOSS}},
+}
+
 # What each recipe says for the settings that a config leaves open; docs/recipe.md says why.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "natural": {"student": OUR_STUDENT, "loss": {**OUR_LOSS, "task": 0.5, "output": 0.5, "feature_share": 1.0}},
     "saturated": {"student": OUR_STUDENT, "loss": {**OUR_LOSS, "task": 1.0, "feature_share": 0.25}},
     "redistill": {"student": PAPER_STUDENT, "loss": {**PAPER_LOSS, "red_distance": "mse"}},
     "redistill_cosine": {"student": PAPER_STUDENT, "loss": {**PAPER_LOSS, "red_distance": "cosine"}},
+    "moonshine": {
+        "student": {**PAPER_STUDENT, **MOONSHINE_STUDENT},
+        "loss": {**PAPER_LOSS, "red_distance": "mse", **MOONSHINE_LOSS},
+    },
 }
 
 
@@ -95,9 +110,10 @@ def resolve(config: DistillConfig, default: str = DEFAULT) -> DistillConfig:
     if chosen not in RECIPES:
         raise UserError(f"unknown recipe {chosen!r}: expected one of default, {', '.join(RECIPES)}")
     recipe = RECIPES[chosen]
-    student = {**recipe["student"], **_given(config.student)}
+    student = _student(config.student, chosen, recipe["student"])
     guidance = config.loss.guidance
     loss = {**recipe["loss"], **({} if guidance is None else GUIDED_LOSS), **_given(config.loss)}
+    loss.setdefault("feature_places", PLACES[student["reduction"] == 1])
     weights = _checked_weights(loss)
     if guidance is not None and not 0 <= guidance < float("inf"):
         raise UserError(f"loss.guidance must be a finite number from 0 on, not {guidance}")
@@ -112,8 +128,39 @@ def resolve(config: DistillConfig, default: str = DEFAULT) -> DistillConfig:
     return replace(config, recipe=chosen, student=StudentConfig(**student), loss=LossConfig(**loss))
 
 
-def classifier_loss(given: LossConfig) -> LossConfig:
+def resolve_classifier(config: DistillConfig) -> DistillConfig:
+    """``resolve`` of a classifier. Its student has what the recipe says of it; the rest is left to the plan.
+
+    Raises:
+        UserError: a recipe or a setting that only a DDPM has, a negative weight, or no loss at all.
+    """
+    if config.recipe not in OF_CLASSIFIERS:
+        raise UserError(f"recipe {config.recipe} is of DDPMs, and {config.teacher} is a classifier: leave it out")
+    recipe = OF_CLASSIFIERS[config.recipe]
+    student = StudentConfig(**_student(config.student, config.recipe, recipe["student"]))
+    return replace(config, student=student, loss=classifier_loss(config.loss, student, recipe["loss"]))
+
+
+def _student(given: StudentConfig, recipe: str, says: dict[str, Any]) -> dict[str, Any]:
+    """What is given of a student, and what its recipe says of the rest. RED blocks of a student of reduction 1 are its
+    teacher's, and left to the plan. Raises UserError of moonshine without cheap convolutions."""
+    if recipe == "moonshine" and given.cheap is None:
+        raise UserError(
+            "recipe moonshine is of cheap convolutions: set student.cheap, as G8B2 (S leaves each as it is)"
+        )
+    student = {"reduction": 2, **says, **_given(given)}
+    if student["reduction"] == 1:
+        student = {name: value for name, value in student.items() if name[:4] != "red_" or getattr(given, name)}
+    return student
+
+
+def classifier_loss(
+    given: LossConfig, student: StudentConfig | None = None, says: dict[str, Any] = CLASSIFIER_LOSS
+) -> LossConfig:
     """The loss of a classifier's student, with every setting that was left open filled in.
+
+    Args:
+        says: the recipe.
 
     Raises:
         UserError: a setting that only a DDPM has, a negative weight, or no loss at all.
@@ -121,7 +168,8 @@ def classifier_loss(given: LossConfig) -> LossConfig:
     for name in OF_DDPMS:
         if getattr(given, name) is not None:
             raise UserError(f"loss.{name} is set, which is of a DDPM's noise, and this is a classifier: leave it out")
-    loss = {**CLASSIFIER_LOSS, **_given(given)}
+    places = PLACES[student is not None and student.reduction == 1]
+    loss = {"feature_places": places, **says, **_given(given)}
     weights = _checked_weights(loss)
     if not 0 < loss["temperature"] < float("inf"):
         raise UserError(f"loss.temperature must be positive, not {loss['temperature']}")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from torch import nn
 
+from .cheap import CheapConv2d, parse_kind
 from .red_block import RedAround, REDBlock, TokensAround
 from .strides import set_stride
 
@@ -101,6 +102,37 @@ class Width:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cheap:
+    """A 3x3 convolution of a residual block is a cheap one, ``convolution`` by its name (``cheap.parse_kind``), with a
+    ``norm`` inside. Stride and padding are those that it has by then."""
+
+    kind: ClassVar[str] = "cheap"
+    path: str
+    convolution: str
+    norm: Literal["batch", "group"]
+
+    def __str__(self) -> str:
+        return f"{self.path} is a {self.convolution} ({self.norm} norm)"
+
+    def apply(self, network: nn.Module) -> None:
+        """Put the block in the place of the convolution. Raises ValueError of a layer that is no such convolution, or
+        whose channels do not divide."""
+        before = network.get_submodule(self.path)
+        if not isinstance(before, nn.Conv2d) or before.kernel_size != (3, 3) or before.groups > 1:
+            raise ValueError(f"{self.path} is no full 3x3 convolution, which a cheap one could stand for")
+        block = CheapConv2d(
+            before.in_channels,
+            before.out_channels,
+            parse_kind(self.convolution),
+            stride=before.stride[0],
+            padding=before.padding[0],
+            bias=before.bias is not None,
+            norm=self.norm,
+        )
+        network.set_submodule(self.path, block)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tokens:
     """The tokens that leave a block of a transformer are laid out as a map of ``side`` by ``side``, which can be read
     and on which a RED block can stand; the first ``prefix`` of them (class, registers) are none of it."""
@@ -158,8 +190,8 @@ class Red:
         setattr(layer, self.side, REDBlock(self.channels, self.norm, self.start))
 
 
-Edit = Stem | Stride | Head | Width | Tokens | Red
-EDITS: dict[str, type[Edit]] = {edit.kind: edit for edit in (Stem, Stride, Head, Width, Tokens, Red)}
+Edit = Stem | Stride | Head | Width | Cheap | Tokens | Red
+EDITS: dict[str, type[Edit]] = {edit.kind: edit for edit in (Stem, Stride, Head, Width, Cheap, Tokens, Red)}
 
 
 def edit_to_dict(edit: Edit) -> dict[str, Any]:

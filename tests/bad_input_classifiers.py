@@ -62,6 +62,40 @@ def classifier_rows() -> list[Row]:
         Row("a network of no such depth", "plan wrn:11-1", "is no wide residual network"),
         Row("an image too small for the strides", "plan timm:resnet18 --image_size 4 --reduction 8", "timm:resnet18"),
         Row("a wider student of a classifier", f"{distill} --student.widen [1,2,2]", "widen"),
+        Row(
+            "a cheap convolution that is none", f"{distill} --student.cheap Conv3x3", "'Conv3x3' is no convolution that"
+        ),
+        Row(
+            "groups that do not divide", f"{distill} --student.cheap G5B2", "channels are not divided into groups of 5"
+        ),
+        Row(
+            "kinds for other levels",
+            f"{distill} --student.cheap [S,DConv]",
+            "has 2 kinds: give one for all, or one for",
+        ),
+        Row("as large maps and full convolutions", f"{distill} --student.reduction 1", "reduction 1 is not supported"),
+        Row("a norm of no cheap convolution", f"{distill} --student.cheap_norm group", "and no convolution is cheap"),
+        Row(
+            "moonshine without cheap convolutions",
+            f"{distill} --recipe moonshine",
+            "is of cheap convolutions: set stud",
+        ),
+        Row(
+            "RED blocks at reduction 1",
+            f"{distill} --student.cheap DConv --student.reduction 1 --student.red_placement full",
+            "a student of reduction 1 has the RED blocks of its teacher",
+        ),
+        Row(
+            "cheap convolutions of a transformer",
+            f"{distill} --student.architecture timm:vit_tiny_patch16_224 --student.cheap DConv",
+            "student.cheap is set, which no student of its own architecture has",
+        ),
+        Row(
+            "cheap convolutions without residual blocks",
+            "plan timm:vgg11 --cheap DConv",
+            "no 3x3 convolution of a resid",
+        ),
+        Row("cheap convolutions and a budget", "plan wrn:10-1 --cheap DConv --budget 1MiB", "do not go together"),
         Row("a recipe of DDPMs for a classifier", f"{distill} --recipe natural", "recipe natural is of DDPMs"),
         Row(
             "a report of a classifier among others",

@@ -71,7 +71,7 @@ def base_of(student: UNet2DModel) -> dict[str, Any]:
 
 def old_plan(plan: StudentPlan) -> dict[str, Any]:
     """The plan as it was written before there were edits."""
-    newer = ("reduction", "architecture", "arguments", "align_after")
+    newer = ("reduction", "architecture", "arguments", "align_after", "cheap", "cheap_norm")
     options = {name: value for name, value in asdict(plan.options).items() if name not in newer}
     kept = ("channels", "resolution", "teacher_layer", "teacher_side", "teacher_channels")
     blocks = [

@@ -24,7 +24,10 @@ def plan_parser() -> ArgumentParser:
     parser = OneLineParser(description="Show the student a teacher would get, and the memory of both.")
     parser.add_argument("teacher", type=str, help=TEACHER_HELP)
     parser.add_argument(
-        "--reduction", type=int | None, default=None, help="feature maps this much smaller a side: 2 (default), 4 or 8"
+        "--reduction",
+        type=int | None,
+        default=None,
+        help="feature maps this much smaller a side: 2 (default), 4 or 8; with --cheap also 1",
     )
     parser.add_argument(
         "--red_placement",
@@ -37,6 +40,13 @@ def plan_parser() -> ArgumentParser:
         type=list[int] | None,
         default=None,
         help="times the teacher's channels, level by level, as [1,1,2,2]; default 1 everywhere",
+    )
+    parser.add_argument(
+        "--cheap",
+        type=list[str] | str | None,
+        default=None,
+        help="what stands for the 3x3 convolutions of the residual blocks, as G8B2, or level by level, as"
+        " [S,S,G8B2,G8B2]; default they stay",
     )
     parser.add_argument(
         "--architecture",

@@ -28,12 +28,13 @@ def run_plan(arguments: Namespace) -> None:
         raise UserError(f"image_size must be at least 1, not {arguments.image_size}")
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {arguments.batch_size}")
-    for option in ("batch_size", "widen", "architecture"):
+    for option in ("batch_size", "widen", "architecture", "cheap"):
         if budget is not None and arguments[option] is not None:
             what = {
                 "batch_size": "a budget is of one image that is sampled",
                 "widen": "a budget is met by the smallest change",
                 "architecture": "a budget is met by changing the teacher",
+                "cheap": "a budget is met by the smallest change",
             }[option]
             raise UserError(f"--{option} and --budget do not go together: {what}")
     model.say()
@@ -52,9 +53,8 @@ def plan_by_options(arguments: Namespace, family: "Family", model: "Found", conf
     from ..students.free_width import free_width
     from ..students.plan import plan_student
 
-    reduction: Any = 2 if arguments.reduction is None else arguments.reduction
-    options = {key: arguments[key] for key in ("red_placement", "widen", "architecture", "arguments")}
-    plan = plan_student(config, StudentConfig(reduction=reduction, **options))
+    options = {key: arguments[key] for key in ("reduction", "red_placement", "widen", "architecture", "arguments")}
+    plan = plan_student(config, StudentConfig(**options, cheap=arguments.cheap))
     memory = planned_report(model.config, plan)
     if model.autoencoder:
         decoder = decoder_memory(model.autoencoder.config, plan.sample_size)

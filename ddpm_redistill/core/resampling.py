@@ -28,6 +28,37 @@ class Resampling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockConv:
+    """A full 3x3 convolution of a residual block, which a cheap one can stand for.
+
+    Args:
+        level: of the network, the first is 0.
+        path: of the convolution.
+        channels: (input, output).
+    """
+
+    level: int
+    path: str
+    channels: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelEnd:
+    """What leaves the residual blocks of one level.
+
+    Args:
+        path: of the last layer of the level.
+        part: down or up, of a UNet; of a classifier down.
+        channels, resolution: of its map; pixels a side.
+    """
+
+    path: str
+    part: str
+    channels: int
+    resolution: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenMap:
     """What leaves a block of a network that keeps one resolution, a transformer's: tokens that are a map.
 

@@ -111,8 +111,10 @@ def _page(
 
 def _subtitle(plan: dict[str, Any], measured: dict[str, Any]) -> str:
     parts = []
-    if plan.get("reduction"):
+    if plan.get("reduction") and plan["reduction"] != 1:
         parts.append(f"Feature maps {plan['reduction']}{TIMES} smaller in height and width")
+    if plan.get("cheap"):
+        parts.append("Cheap convolutions" if not parts else "cheap convolutions")
     if plan.get("prediction_type"):
         parts.append(f"predicts {plan['prediction_type']}")
     if figure(measured.get("num_images")):

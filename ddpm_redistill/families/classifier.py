@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from ..core.layer_memory import layer_memory
-from ..core.resampling import Resampling, TokenMap
+from ..core.resampling import BlockConv, LevelEnd, Resampling, TokenMap
 from ..core.strided_layers import strided_rows
+from ..core.taps import Tap, reading
 from ..errors import UserError
 from ..pipelines.strides import STRIDED
+from ..pipelines.wide_resnet import WideBlock
 from ..recipes import CLASSIFIER_STUDENT
 from ..sources.image_files import one_line
 from .classifier_config import ClassifierConfig, config_from_dict
@@ -21,6 +23,10 @@ __all__ = ["refers"]
 NAME = "this classifier"
 TASK = "classify"
 WIDENS = False
+CHEAP_NORM = "batch"
+RESIDUAL = {"BasicBlock": ("conv1", "conv2"), "Bottleneck": ("conv2",), "WideBlock": ("conv1", "conv2")}
+"""Of timm's ResNets and of wide residual networks: the blocks, and their 3x3 convolutions."""
+RESIDUAL_MODULES = ("timm.models.resnet", WideBlock.__module__)
 LARGEST_INPUT = 2**50
 """Bytes; torch counts in 63 bits, and a feature map is many times the input."""
 
@@ -87,6 +93,38 @@ def resampling_table(config: dict[str, Any]) -> list[Resampling]:
         else:
             all_rows.append(next(strided))
     return all_rows
+
+
+def cheap_layers(config: dict[str, Any]) -> list[BlockConv]:
+    """A level is the sequence that a block is in: layer1 to layer4, group1 to group3."""
+    levels: list[str] = []
+    found: list[BlockConv] = []
+    for path, block in network_on_meta(base_config(config)).named_modules():
+        kind = type(block)
+        if kind.__module__ not in RESIDUAL_MODULES:
+            continue
+        level = path.rpartition(".")[0]
+        for name in RESIDUAL.get(kind.__name__, ()):
+            conv = getattr(block, name)
+            if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) and conv.groups == conv.dilation[0] == 1:
+                levels += [level] if level not in levels else []
+                channels = (conv.in_channels, conv.out_channels)
+                found.append(BlockConv(level=levels.index(level), path=f"{path}.{name}", channels=channels))
+    return found
+
+
+def level_ends(config: dict[str, Any]) -> list[LevelEnd]:
+    levels = [layer.path.rsplit(".", 2)[0] for layer in cheap_layers(config)]
+    taps = [Tap(level, "output") for level in dict.fromkeys(levels)]
+    told = _read(config)
+    network = build_on_meta(told)
+    images = torch.zeros(1, told.in_channels, told.image_size, told.image_size, device="meta")
+    with torch.no_grad(), reading(network, taps) as reader:
+        maps = reader.run(network, images)[1]
+    return [
+        LevelEnd(path=tap.path, part="down", channels=maps[tap].shape[1], resolution=maps[tap].shape[-1])
+        for tap in taps
+    ]
 
 
 def own_student(

@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from ..core.resampling import Resampling, TokenMap
+from ..core.resampling import BlockConv, LevelEnd, Resampling, TokenMap
 from ..errors import UserError
 from . import classifier, unet2d, vit
 
@@ -30,6 +30,8 @@ class Family(Protocol):
     """What its networks learn: denoise or classify."""
     WIDENS: bool
     """Can levels of a student have more channels than its teacher's?"""
+    CHEAP_NORM: str
+    """Inside of cheap convolutions, where a person asks for none: batch or group."""
 
     def recognises(self, config: dict[str, Any]) -> bool:
         """Is a config of this family?"""
@@ -63,6 +65,14 @@ class Family(Protocol):
     def resampling_table(self, config: dict[str, Any]) -> list[Resampling]:
         """The layers that change the resolution, in the order of the forward. Raises UserError with the reason where
         the network has no student here."""
+
+    def cheap_layers(self, config: dict[str, Any]) -> list[BlockConv]:
+        """The convolutions of its residual blocks that cheap ones can stand for, in the order of the forward, before
+        all edits but widths; empty where none are known."""
+
+    def level_ends(self, config: dict[str, Any]) -> list[LevelEnd]:
+        """The maps that leave the residual blocks of each level, in the order of the forward; of a student its own.
+        Empty where none are known."""
 
     def own_student(
         self, architecture: str, arguments: dict[str, Any], teacher_config: dict[str, Any]

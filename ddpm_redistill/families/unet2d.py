@@ -7,15 +7,15 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from ..core.meta import meta_as_cpu
-from ..core.resampling import Resampling, TokenMap
-from ..core.taps import Tap, reading
+from ..core.resampling import BlockConv, LevelEnd, Resampling, TokenMap
+from ..core.taps import Tap
 from ..errors import UserError
 from ..pipelines.modeling_red_unet import RedUNet2DModel
 from ..pipelines.red_block import RedAround, REDBlock
 from ..recipes import DEFAULT, RECIPES
 from ..sources.image_files import one_line
 from ..sources.model_folder import ModelFolder, find_model
+from .unet2d_maps import BROKEN, block_convs, ends_of, maps_of
 from .unet2d_widening import widened_state
 
 __all__ = ["widened_state"]  # a function of the family, in a file of its own
@@ -24,10 +24,9 @@ DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 TASK = "denoise"
 WIDENS = True
+CHEAP_NORM = "group"
 LARGEST_INPUT = 2**50
 """Bytes; torch counts in 63 bits, and a feature map is many times the input."""
-BROKEN = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError)
-"""What a config of any kind makes diffusers raise, torch where its values meet shapes, and a student's plan."""
 
 
 def recognises(config: dict[str, Any]) -> bool:
@@ -116,29 +115,30 @@ def resampling_table(config: dict[str, Any]) -> list[Resampling]:
     kinds = {"conv_in": "stem", **dict.fromkeys(downs, "down"), **dict.fromkeys(ups, "up"), "conv_norm_out": "head"}
     reads = {path: _reads(unet, path) for path in kinds}
     taps = [tap for path in kinds for tap in (Tap(reads[path], "input"), Tap(path, "output"))]
-    example = torch.empty(1, config["in_channels"], size, size, device="meta")
-    rows = []
-    with torch.no_grad(), meta_as_cpu(), reading(unet, taps) as reader:
-        try:
-            zero = torch.zeros(1, dtype=torch.long, device="meta")
-            maps = reader.run(unet, example, zero, zero if unet.class_embedding is not None else None)[1]
-        except BROKEN as error:
-            raise UserError(f"this teacher's config makes no network that runs: {one_line(error)}") from error
-        for path, kind in kinds.items():
-            before, after = maps[Tap(reads[path], "input")], maps[Tap(path, "output")]
-            resolution = (before.shape[-1], after.shape[-1])
-            rows.append(
-                Resampling(
-                    path=path,
-                    reads=reads[path],
-                    kind=kind,
-                    stride=max(resolution) // min(resolution),
-                    channels=(before.shape[1], after.shape[1]),
-                    resolution=resolution,
-                    layers=("conv_out" if kind == "head" else path,),
-                )
+    maps, rows = maps_of(unet, taps), []
+    for path, kind in kinds.items():
+        before, after = maps[Tap(reads[path], "input")], maps[Tap(path, "output")]
+        resolution = (before.shape[-1], after.shape[-1])
+        rows.append(
+            Resampling(
+                path=path,
+                reads=reads[path],
+                kind=kind,
+                stride=max(resolution) // min(resolution),
+                channels=(before.shape[1], after.shape[1]),
+                resolution=resolution,
+                layers=("conv_out" if kind == "head" else path,),
             )
+        )
     return rows
+
+
+def cheap_layers(config: dict[str, Any]) -> list[BlockConv]:
+    return block_convs(network_on_meta(base_config(config)))
+
+
+def level_ends(config: dict[str, Any]) -> list[LevelEnd]:
+    return ends_of(network_on_meta(config))
 
 
 def network_on_meta(config: dict[str, Any]) -> UNet2DModel:

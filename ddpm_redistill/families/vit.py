@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.resampling import Resampling, TokenMap
+from ..core.resampling import BlockConv, LevelEnd, Resampling, TokenMap
 from ..core.taps import Tap, reading
 from ..errors import UserError
 from ..recipes import TOKENS_STUDENT
@@ -40,6 +40,7 @@ __all__ = [
 
 TASK = "classify"
 WIDENS = False
+CHEAP_NORM = "batch"
 NAME = "this classifier"
 MOST_KNOWN = 64
 
@@ -73,6 +74,14 @@ def resampling_table(config: dict[str, Any]) -> list[Resampling]:
         f"{config['architecture']} cannot be planned: it is a vision transformer, whose tokens keep one resolution, so"
         " that none can lose its stride; it can be the student of a convolutional network, as student.architecture"
     )
+
+
+def cheap_layers(config: dict[str, Any]) -> list[BlockConv]:
+    return []
+
+
+def level_ends(config: dict[str, Any]) -> list[LevelEnd]:
+    return []
 
 
 def own_student(

@@ -92,10 +92,10 @@ def sections(
     plan, report = student.plan, student.report
     teacher = code(shown_ref(student.teacher)) if student.teacher else "an unrecorded teacher"
     first = " than those of the first teacher" if of_a_student(student) else ""
-    yield f"# A student of {teacher}: feature maps {number(plan.get('reduction'))}x smaller a side{first}"
+    yield f"# A student of {teacher}: {change(plan)}{first}"
     yield (
-        f"A DDPM that was distilled from {teacher} by ddpm-redistill ({SOURCE}) so that it needs less memory at its"
-        f" peak. It samples images {condition(student.conditioning)}."
+        f"A DDPM that was distilled from {teacher} by ddpm-redistill ({SOURCE}) so that it needs less"
+        f" memory{purpose(plan)}. It samples images {condition(student.conditioning)}."
     )
     if student.picture is not None:
         yield f"![Sample grids, each under its name]({PICTURE})\n\n*{m.picture_caption(report)}*"
@@ -106,6 +106,20 @@ def sections(
     else:
         yield from m.measured_sections(student, report)
     yield "## Licence\n\n" + licence_text(licence)
+
+
+def change(plan: Mapping[str, Any]) -> str:
+    """What a student is beside its teacher, read by ``plan_facts``."""
+    cheap = "cheap convolutions" if plan.get("cheap") else ""
+    if plan.get("reduction") == 1:
+        return cheap or "the same network"
+    return f"feature maps {number(plan.get('reduction'))}x smaller a side" + f", {cheap}" * bool(cheap)
+
+
+def purpose(plan: Mapping[str, Any]) -> str:
+    """Of what memory it needs less."""
+    parts = ["at its peak"] * (plan.get("reduction") != 1) + ["for its weights"] * bool(plan.get("cheap"))
+    return "".join([" ", " and ".join(parts)]) if parts else ""
 
 
 def of_a_student(student: Student) -> bool:
@@ -153,6 +167,9 @@ def facts_of_plan(plan: Mapping[str, Any]) -> Iterator[list[str]]:
     blocks = f"{count} block{'s' * (count != 1)}"
     red = f"{plan.get('red_placement')}: {blocks}, norm {plan.get('red_norm')}, start {plan.get('red_start')}"
     yield ["plan: RED blocks", text(red)]
+    if plan.get("cheap"):
+        norm = part(plan, "options").get("cheap_norm")
+        yield ["plan: cheap convolutions in residual blocks", text(f"{plan['cheap']}, norm {norm}")]
 
 
 def facts_of_training(config: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -165,6 +182,8 @@ def facts_of_training(config: Mapping[str, Any]) -> Iterator[list[str]]:
     loss = {name: value for name, value in part(config, "loss").items() if value not in (None, 0, False)}
     if "red" not in loss:
         loss.pop("red_distance", None)
+    if loss.get("feature_places") == "red":
+        loss.pop("feature_places")
     if loss:
         yield ["loss", text(", ".join(f"{name} {value}" for name, value in loss.items()))]
     if training:

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..plan_facts import plan_facts
 from . import measured as m
-from .card import HERE, MARK, SOURCE, facts_of_plan, facts_of_training, files_beside, licence_text, put
+from .card import HERE, MARK, SOURCE, change, facts_of_plan, facts_of_training, files_beside, licence_text, purpose, put
 from .classes import MOST_NAMES, shortened
 from .classifier_student import ClassifierStudent, find_classifier_student
 from .licence import licence_of
@@ -63,9 +63,9 @@ def sections(student: ClassifierStudent, repository: str, licence: dict[str, Any
     model, report = student.model, student.report
     teacher = code(shown_ref(student.teacher)) if student.teacher else "an unrecorded teacher"
     of_its_own = part(student.plan, "options").get("architecture") is not None
-    smaller = f"feature maps {number(student.plan.get('reduction'))}x smaller a side"
-    yield f"# A student of {teacher}: {'a network of its own' if of_its_own else smaller}"
-    why = "" if of_its_own else " so that it needs less memory at its peak"
+    plan = plan_facts(student.plan)
+    yield f"# A student of {teacher}: {'a network of its own' if of_its_own else change(plan)}"
+    why = "" if of_its_own else f" so that it needs less memory{purpose(plan)}"
     yield (
         f"A classifier of images, {code(model.architecture)}, that was distilled from {teacher} by ddpm-redistill"
         f" ({SOURCE}){why}. It tells {number(model.num_classes)} classes apart."

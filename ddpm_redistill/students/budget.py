@@ -179,7 +179,7 @@ class _Network:
             with lean_execution(unet, lean) if lean else nullcontext():
                 peak, exact = tensor_peak_within(unet, inputs, room)
         return Candidate(
-            reduction=self.plan.options.reduction if self.plan else 1,
+            reduction=self.plan.step if self.plan else 1,
             red_placement=self.plan.options.red_placement if self.plan else None,
             dtype=str(dtype).removeprefix("torch."),
             lean=lean,

@@ -13,6 +13,8 @@ from ..errors import UserError
 from ..families.registry import family_named, family_of
 from ..pipelines.edits import Head, Stem
 from ..pipelines.seeds import seeded_generator
+from .cheap_plan import FULL
+from .cheap_start import cheap_start
 from .plan import StudentPlan, own_table, plan_student, teacher_table
 from .rule import strides_of
 
@@ -24,7 +26,8 @@ def derive_student(teacher: nn.Module, plan: StudentPlan, *, seed: int = 0) -> n
     """The planned student of a teacher, in eval mode; random values (a random start, RED blocks) come from ``seed``.
 
     With ``plan.options.start == "teacher"`` every layer that both networks have starts from the teacher's weights, and
-    stem and head from a mapping of them (``warm_start``); a widened student from the unwidened one.
+    stem and head from a mapping of them (``warm_start``); a widened student from the unwidened one, and cheap
+    convolutions from those of the same student with full ones (``cheap_start.py``).
 
     Raises:
         UserError: the plan is not of this teacher, or its attention heads cannot be widened so.
@@ -35,7 +38,10 @@ def derive_student(teacher: nn.Module, plan: StudentPlan, *, seed: int = 0) -> n
         student = build_student(config, plan)
     config = family_of(config)[1].sized(config, plan.sample_size)
     _check_layers(config, plan)
-    if plan.options.start == "teacher" and plan.widens:
+    if plan.options.start == "teacher" and plan.cheap:
+        full = derive_student(teacher, plan_student(config, replace(plan.options, cheap=FULL)), seed=seed)
+        cheap_start(full, student)
+    elif plan.options.start == "teacher" and plan.widens:
         narrow = derive_student(teacher, plan_student(config, replace(plan.options, widen=None)), seed=seed)
         generator = seeded_generator(seed, "widening")
         widened = family_of(config)[1].widened_state(narrow, student, plan.widen, generator)
@@ -43,8 +49,8 @@ def derive_student(teacher: nn.Module, plan: StudentPlan, *, seed: int = 0) -> n
     elif plan.options.start == "teacher":
         student.load_state_dict(warm_start(teacher.state_dict(), student.state_dict(), plan))
         if plan.options.head_start == "zero":
-            for head in [edit for edit in plan.edits if isinstance(edit, Head)]:
-                for parameter in student.get_submodule(head.path).parameters():
+            for path in [row.layers[0] for row in own_table(config, teacher_table(config), plan.widen)[-1:]]:
+                for parameter in student.get_submodule(path).parameters():
                     nn.init.zeros_(parameter)
     return student.eval()
 
@@ -106,7 +112,7 @@ def warm_start(
     Raises:
         UserError: a layer of the student that should have a counterpart has none.
     """
-    state, before = dict(student), plan.reduction // plan.options.reduction
+    state, before = dict(student), plan.reduction // plan.step
     stems = {f"{edit.layers[0]}.weight" for edit in plan.edits if isinstance(edit, Stem)}
     heads = tuple(f"{edit.path}." for edit in plan.edits if isinstance(edit, Head))
     given_red = _red_blocks(teacher)

@@ -11,12 +11,15 @@ from ..config import StudentConfig
 from ..core.resampling import Resampling
 from ..errors import UserError
 from ..families.registry import FAMILIES, family_named, family_of, find_family
-from ..pipelines.edits import Edit, Red, Tokens, Width, edit_to_dict
+from ..pipelines.edits import Cheap, Edit, Red, Tokens, Width, edit_to_dict
 from ..pipelines.modeling_red_unet import edits_of
-from .rule import DOWN, red_edits, stride_edits, strides_of, token_edits, without_stride
+from .cheap_plan import cheap_edits, cheap_lines, kept_red
+from .rule import DOWN, kept_red_edits, red_edits, stride_edits, strides_of, token_edits, without_stride
 
 REDUCTIONS = (2, 4, 8)
-"""Of a student in all, whatever its teacher is."""
+"""Of a student in all, whatever its teacher is; 1 where its convolutions are cheap."""
+REDUCTION = 2
+"""Where nobody says otherwise."""
 LARGEST_FACTOR = 16
 """Of ``widen``: weights grow with its square."""
 
@@ -47,6 +50,16 @@ class StudentPlan:
     def blocks(self) -> tuple[Red, ...]:
         """The RED blocks, in the order of the forward."""
         return tuple(edit for edit in self.edits if isinstance(edit, Red))
+
+    @property
+    def cheap(self) -> tuple[Cheap, ...]:
+        """The cheap convolutions, in the order of the forward."""
+        return tuple(edit for edit in self.edits if isinstance(edit, Cheap))
+
+    @property
+    def step(self) -> int:
+        """The reduction from teacher to student."""
+        return self.options.reduction or REDUCTION
 
     @property
     def widen(self) -> tuple[int, ...]:
@@ -110,8 +123,9 @@ class StudentPlan:
                 raise UserError(f"not a student plan: {name} is {value!r}, which must be whole numbers from 1")
         if self.options.architecture is not None:
             return  # its strides are not its teacher's
-        step = self.options.reduction
-        if self.reduction not in REDUCTIONS or self.reduction % step:
+        step = self.step
+        possible = REDUCTIONS if self.options.cheap is None else (1, *REDUCTIONS)
+        if self.reduction not in possible or self.reduction % step:
             raise UserError(f"not a student plan: reduction is {self.reduction}, {step} from its teacher")
         if self.student_strides[0] != self.teacher_strides[0] * step:
             raise UserError(
@@ -120,7 +134,7 @@ class StudentPlan:
             )
 
     def __str__(self) -> str:
-        step = self.options.reduction
+        step = self.step
         in_all = f" than its teacher's, a student's: {self.reduction}x in all" if step != self.reduction else ""
         predicts = f" and predicts {self.options.prediction_type}" if self.options.prediction_type else ""
         options, blocks = self.options, self.blocks
@@ -128,6 +142,9 @@ class StudentPlan:
             f"strides {list(self.teacher_strides)} -> {list(self.student_strides)}: feature maps"
             f" {step}x smaller a side{in_all}"
         )
+        if step == 1:
+            reduced = f", a student's, {self.reduction}x smaller in all" if in_all else ""
+            changes = f"strides {list(self.student_strides)} stay: feature maps as large as its teacher's{reduced}"
         if options.architecture is not None:
             given = "".join(f", {key} {value}" for key, value in (options.arguments or {}).items())
             patch = self.student_strides[0]
@@ -135,6 +152,7 @@ class StudentPlan:
         lines = [
             changes,
             *(str(edit) for edit in self.edits if isinstance(edit, Tokens)),
+            *cheap_lines(self.cheap),
             *([f"channels {list(self.widen)} times the teacher's, level by level"] if self.widens else []),
             f"the student starts from {'its teacher' if options.start == 'teacher' else 'random weights'}{predicts}",
             f"{len(blocks)} RED block{'s' * (len(blocks) != 1)} ({options.red_placement}, {options.red_norm} norm,"
@@ -182,14 +200,22 @@ def plan_from_table(
     if "architecture" in given:
         return _plan_of_its_own(teacher_config, table, given)
     defaults = family.default_student()
-    known = (*defaults, "reduction", *(["widen"] if family.WIDENS else []))
+    known = (*defaults, "reduction", "cheap", "cheap_norm", *(["widen"] if family.WIDENS else []))
     foreign = next((option for option in given if option not in known), None)
     if foreign:
         raise UserError(f"student.{foreign} is set, which no student of a {name} has: leave it out")
-    chosen: dict[str, Any] = {**defaults, **given}
+    chosen: dict[str, Any] = {**defaults, "reduction": REDUCTION, **given}
     step = chosen["reduction"]
-    if step not in REDUCTIONS:
+    if step not in REDUCTIONS and not (step == 1 and "cheap" in chosen):
         raise UserError(f"reduction {step} is not supported: choose 2, 4 or 8")
+    made_by = _plan_of(teacher_config)
+    if made_by is not None and made_by.cheap:
+        raise UserError(
+            "this teacher is a student of cheap convolutions, from which no layers are taken: give the teacher that it"
+            " was made from"
+        )
+    if step == 1:
+        chosen |= kept_red(made_by.options if made_by else None, given)
     teacher_strides = strides_of(table)
     widen = tuple(chosen.get("widen", [1] * len(teacher_strides)))
     if len(widen) != len(teacher_strides) or not all(isinstance(f, int) and 1 <= f <= LARGEST_FACTOR for f in widen):
@@ -202,7 +228,19 @@ def plan_from_table(
     had = table[0].stride // own[0].stride
     _check_reduction(step, had, sum(row.stride > 1 for row in table if row.kind in DOWN))
     strides = without_stride(table, step)
+    cheap: list[Cheap] = []
+    if "cheap" in chosen:
+        config = family.base_config(teacher_config)
+        layers = family.cheap_layers(family.widened(config, widen) if max(widen) > 1 else config)
+        chosen["cheap_norm"] = chosen.get("cheap_norm", family.CHEAP_NORM)
+        cheap = cheap_edits(layers, chosen["cheap"], chosen["cheap_norm"])
+    elif "cheap_norm" in chosen:
+        raise UserError("student.cheap_norm is set, and no convolution is cheap: leave it out, or set student.cheap")
     red = {key: chosen[f"red_{key}"] for key in ("placement", "norm", "start")}
+    if step > 1:
+        blocks = red_edits(own, table, strides, **red)
+    else:
+        blocks = kept_red_edits(list(made_by.blocks) if made_by else [], table)
     return StudentPlan(
         family=name,
         reduction=had * step,
@@ -210,7 +248,7 @@ def plan_from_table(
         teacher_strides=teacher_strides,
         student_strides=strides,
         options=StudentConfig(**chosen),
-        edits=(*stride_edits(own, strides, had * step, widen), *red_edits(own, table, strides, **red)),
+        edits=(*stride_edits(own, strides, had * step, widen), *cheap, *blocks),
     )
 
 
@@ -228,12 +266,12 @@ def _plan_of_its_own(teacher_config: dict[str, Any], table: list[Resampling], gi
         )
     defaults = family.default_student()
     known = (*defaults, "architecture", "arguments", "align_after")
-    step = given.pop("reduction")
+    step = given.pop("reduction", REDUCTION)
     foreign = next((option for option in given if option not in known), None)
-    if step != StudentConfig().reduction or foreign:
+    if step != REDUCTION or foreign:
         foreign = foreign or "reduction"
         raise UserError(f"student.{foreign} is set, which no student of its own architecture has: leave it out")
-    chosen: dict[str, Any] = {**defaults, **given}
+    chosen: dict[str, Any] = {**defaults, **given, "reduction": step}
     config, maps = family.own_student(architecture, chosen.get("arguments", {}), teacher_config)
     if chosen["start"] == "teacher":
         raise UserError("student.start is teacher, and a student of its own architecture has no layers of its teacher")
@@ -254,14 +292,19 @@ def _plan_of_its_own(teacher_config: dict[str, Any], table: list[Resampling], gi
     )
 
 
+def _plan_of(config: dict[str, Any]) -> StudentPlan | None:
+    """Of a network that is a student. Raises UserError where its plan is none."""
+    if not family_of(config)[1].is_student(config):
+        return None
+    return StudentPlan.from_dict(config.get("student_plan") or {})
+
+
 def teacher_table(teacher_config: dict[str, Any]) -> list[Resampling]:
     """``resampling_table`` of a network that can be a teacher. Raises UserError as that, and of a widened student."""
-    family = family_of(teacher_config)[1]
-    if family.is_student(teacher_config):
-        made_by = StudentPlan.from_dict(teacher_config.get("student_plan") or {})
-        if made_by.widens:
-            raise UserError("this teacher is a student that is widened: give the teacher that it was made from")
-    return family.resampling_table(teacher_config)
+    made_by = _plan_of(teacher_config)
+    if made_by is not None and made_by.widens:
+        raise UserError("this teacher is a student that is widened: give the teacher that it was made from")
+    return family_of(teacher_config)[1].resampling_table(teacher_config)
 
 
 def own_table(teacher_config: dict[str, Any], table: list[Resampling], widen: tuple[int, ...]) -> list[Resampling]:

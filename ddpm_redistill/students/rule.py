@@ -7,6 +7,8 @@ every layer that still strides, and before the head of a UNet, each matched to t
 resolution.
 """
 
+from dataclasses import replace
+
 from ..core.resampling import Resampling, TokenMap
 from ..errors import UserError
 from ..pipelines.edits import Edit, Head, Red, Stem, Stride, Tokens, Width
@@ -47,6 +49,8 @@ def stride_edits(own: list[Resampling], strides: tuple[int, ...], reduction: int
     """
     edits: list[Edit] = [Width(level=i, factor=factor) for i, factor in enumerate(widen) if factor > 1]
     downs, ups = [row for row in own if row.kind in DOWN], [row for row in own if row.kind == "up"]
+    if reduction == 1:
+        return edits
     edits.append(Stem(layers=own[0].layers, stride=strides[0]))
     mirrored = [*[()] * (len(downs) - len(ups)), *[row.layers for row in reversed(ups)]]
     for row, stride, mirror in reversed(list(zip(downs, strides[1:], mirrored, strict=True))):
@@ -92,6 +96,24 @@ def red_edits(
     if own[-1].kind == "head":
         blocks.append(_red(own[-1], "red_in", size, matches["up"], "input", norm, start))
     return blocks
+
+
+def kept_red_edits(blocks: list[Red], table: list[Resampling]) -> list[Red]:
+    """The RED blocks of a teacher in a student with maps of the same size, each matched to the teacher's own.
+
+    Args:
+        table: the teacher's.
+    """
+    rows = {row.path: row for row in table}
+    return [
+        replace(
+            block,
+            teacher_layer=rows[block.path].reads if block.side == "red_in" else block.path,
+            teacher_side="input" if block.side == "red_in" else "output",
+            teacher_channels=block.channels,
+        )
+        for block in blocks
+    ]
 
 
 def token_edits(own: TokenMap, table: list[Resampling], placement: str, norm: str, start: str) -> list[Edit]:

@@ -225,7 +225,7 @@ def distillation_objective(teacher: nn.Module, loss: LossConfig, compared: Compa
         if teacher_logits is not None:
             parts["output"] = logit_distillation(logits, teacher_logits, float(loss.temperature or 1))
         if terms:
-            parts |= feature_parts(terms, compared, student_maps, teacher_maps, regressors)
+            parts |= feature_parts(terms, compared, student_maps, teacher_maps, regressors, str(loss.feature_places))
         return parts
 
     return objective

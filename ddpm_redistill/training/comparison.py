@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -21,11 +21,13 @@ from ..core.feature_losses import (
     red_distance,
     similarity,
 )
+from ..core.resampling import LevelEnd
 from ..core.taps import Maps, Reader, Tap, reading
 from ..errors import UserError
-from ..families.registry import family_of
+from ..families.registry import family_named, family_of
 from ..pipelines.edits import Red, Tokens
 from ..pipelines.seeds import seeded_generator
+from ..students.derive import student_on_meta
 from ..students.plan import StudentPlan, plan_student
 from .gradient import Objective
 from .loop import ObjectiveAt
@@ -40,9 +42,15 @@ class Place(NamedTuple):
     teacher_channels: int
 
 
-def alignment(teacher_config: dict[str, Any], plan: StudentPlan) -> tuple[Place, ...]:
-    """Where student and teacher are compared: at the RED blocks of the full placement, those that it has or not."""
+def alignment(teacher_config: dict[str, Any], plan: StudentPlan, where: str = "red") -> tuple[Place, ...]:
+    """Where student and teacher are compared.
+
+    Args:
+        where: ``loss.feature_places``: red, at the RED blocks of the full placement, those that it has or not; levels.
+    """
     config = family_of(teacher_config)[1].sized(teacher_config, plan.sample_size)
+    if where == "levels":
+        return _ends_of_levels(config, plan)
     has = {block.name for block in plan.blocks}
     has |= {
         f"{edit.path}.red_out" for edit in plan.edits if isinstance(edit, Tokens)
@@ -54,8 +62,35 @@ def alignment(teacher_config: dict[str, Any], plan: StudentPlan) -> tuple[Place,
             channels=block.channels,
             teacher_channels=block.teacher_channels,
         )
-        for block in plan_student(config, replace(plan.options, red_placement="full")).blocks
+        for block in _full_placement(config, plan)
     )
+
+
+def _full_placement(config: dict[str, Any], plan: StudentPlan) -> tuple[Red, ...]:
+    if plan.step == 1:  # its RED blocks are its teacher's
+        return plan.blocks
+    return plan_student(config, replace(plan.options, red_placement="full")).blocks
+
+
+def _ends_of_levels(config: dict[str, Any], plan: StudentPlan) -> tuple[Place, ...]:
+    """Each level of the student whose last map is as large as that of a level of its teacher: of the same level, or
+    where strides were moved, of the one whose maps have that size then."""
+    student = cast(Any, student_on_meta(config, plan))
+    own_ends = family_named(plan.family).level_ends(dict(student.config))
+    its_ends = family_of(config)[1].level_ends(config)
+    same = {end.path for end in own_ends if any(_alike(end, its) and end.path == its.path for its in its_ends)}
+    places = []
+    for end in own_ends:
+        alike = [its for its in its_ends if _alike(end, its)]
+        its = next((its for its in alike if its.path == end.path), next(iter(alike), None))
+        if its is not None and (its.path == end.path or its.path not in same):
+            taps = Tap(end.path, "output"), Tap(its.path, "output")
+            places.append(Place(*taps, end.channels, its.channels))
+    return tuple(places)
+
+
+def _alike(end: LevelEnd, other: LevelEnd) -> bool:
+    return (end.part, end.resolution) == (other.part, other.resolution)
 
 
 def _student_tap(block: Red, exists: bool) -> Tap:
@@ -129,14 +164,17 @@ def feature_parts(
     student_maps: Maps,
     teacher_maps: Maps,
     regressors: nn.Module | None = None,
+    where: str = "red",
 ) -> dict[str, torch.Tensor]:
-    """Each of ``terms`` as its mean over the places where it can be taken, a scalar; by name."""
+    """Each of ``terms`` over the places where it can be taken, a scalar; by name. ``where``: ``loss.feature_places``,
+    of red the mean, of levels the sum."""
     pairs: list[Pair] = [(student_maps[own], teacher_maps[its]) for own, its in compared.taps]
     of_term = {"feature": [pair for pair in pairs if pair[0].shape[1] == pair[1].shape[1]]}
     if regressors is not None and "fitnet" in terms:
         regressed = regressors([own for own, _ in pairs])
         of_term["fitnet"] = list(zip(regressed, (its for _, its in pairs), strict=True))
-    return {name: mean_over_pairs(term, of_term.get(name, pairs)) for name, term in terms.items()}
+    means = {name: mean_over_pairs(term, of_term.get(name, pairs)) for name, term in terms.items()}
+    return {name: mean * len(of_term.get(name, pairs)) if where == "levels" else mean for name, mean in means.items()}
 
 
 def objectives_by_step(make: Callable[[LossConfig], Objective], loss: LossConfig, steps: int) -> ObjectiveAt:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..config import LOSS_TERMS, DistillConfig, TrainingConfig
-from ..errors import UserError
 from ..families.classifier import sized
 from ..families.classifier_config import config_from_dict
 from ..families.classifier_files import build, load_classifier, state_sha256
-from ..recipes import classifier_loss
+from ..recipes import resolve_classifier
 from ..students.derive import build_student, derive_student, student_on_meta
 from ..students.plan import plan_student
 from .batch_norm import batch_norm_record
@@ -29,10 +28,8 @@ def distill_classifier(
 ) -> Path | None:
     """``distill`` of a classifier: the student's folder is a classifier's."""
     # 1. what was asked for, checked
-    if config.recipe != "default":
-        raise UserError(f"recipe {config.recipe} is of DDPMs, and {config.teacher} is a classifier: leave it out")
     check_training(config.training)
-    config = replace(config, loss=classifier_loss(config.loss))
+    config = resolve_classifier(config)
     run = open_run(config, resume=resume, anyway=resume_anyway)
     teacher, told = load_classifier(config.teacher)
     teacher_config = sized(told.to_dict(), config.image_size or told.image_size)
@@ -48,7 +45,7 @@ def distill_classifier(
         ref=config.teacher,
     )
     config = replace(config, student=plan.options)
-    places = alignment(teacher_config, plan)
+    places = alignment(teacher_config, plan, str(config.loss.feature_places))
 
     def memory_of(training: TrainingConfig) -> StepMemory:
         return classification_memory(

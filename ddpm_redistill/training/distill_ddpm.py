@@ -71,7 +71,7 @@ def distill_ddpm(
 
     config = replace(config, training=run.fitted(config.training, memory_of))
     run = run.settled(config)
-    aligned = alignment(teacher.unet.config, plan)
+    aligned = alignment(teacher.unet.config, plan, str(config.loss.feature_places))
     parts = run.accelerator.num_processes * config.training.gradient_accumulation
     check_terms(config.loss, aligned, config.training.global_batch // parts)
     places = {"teacher": teacher.ref, "data": images.description}

@@ -101,7 +101,7 @@ def distillation_objective(
                 forgiven = forgive_clipped(epsilon, target, target_sample, noisy, abar, limit)
             parts["output"] = output_loss(forgiven, target, weight)
         if terms:
-            parts |= feature_parts(terms, compared, student_maps, teacher_maps, regressors)
+            parts |= feature_parts(terms, compared, student_maps, teacher_maps, regressors, str(loss.feature_places))
         return parts
 
     return objective

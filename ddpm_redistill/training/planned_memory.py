@@ -32,19 +32,19 @@ def planned_step(model: Any, plan: StudentPlan, batch_size: int) -> dict[str, in
 
 
 def _of_ddpm(model: Any, plan: StudentPlan) -> Callable[[TrainingConfig], StepMemory]:
-    scheduler, loss = noise_schedule(model.ref, model.scheduler), resolve(DistillConfig()).loss
+    scheduler, loss = noise_schedule(model.ref, model.scheduler), resolve(DistillConfig(student=plan.options)).loss
     return lambda training: distillation_memory(model.config, scheduler, plan, loss, training)
 
 
 def _of_classifier(model: Any, plan: StudentPlan) -> Callable[[TrainingConfig], StepMemory]:
     config = family_of(model.config)[1].sized(model.config, plan.sample_size)
-    told, loss = config_from_dict(config, model.ref), classifier_loss(LossConfig())
+    told, loss = config_from_dict(config, model.ref), classifier_loss(LossConfig(), plan.options)
     return lambda training: classification_memory(
         lambda: build_student(config, plan),
         training,
         (told.in_channels, plan.sample_size, plan.sample_size),
         teacher=lambda: build(told),
-        places=alignment(config, plan),
+        places=alignment(config, plan, str(loss.feature_places)),
         loss=loss,
     )
 

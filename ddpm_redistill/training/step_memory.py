@@ -89,7 +89,7 @@ def distillation_memory(
         fake: False runs it for real, from random weights, and measures.
     """
     config = family_of(teacher_config)[1].sized(teacher_config, plan.sample_size)
-    aligned = alignment(teacher_config, plan)
+    aligned = alignment(teacher_config, plan, str(loss.feature_places))
     weights = {name: float(getattr(loss, name)) for name in LOSS_TERMS}
     with _without_data(fake), device:
         unet, student = _with_weights(network_of(config)), build_student(config, plan)

@@ -116,6 +116,7 @@ def _run_row(name: str, path: Path, report: dict[str, Any]) -> Row:
         "run": str(path),
         "teacher": _word(provenance.get("teacher_sha256") or provenance.get("teacher")),
         "reduction": figure(plan.get("reduction")),
+        "cheap": plan.get("cheap") or None,
         "red_placement": _word(plan.get("red_placement")),
         "recipe": _word(config.get("recipe")),
         "prediction_type": _word(plan.get("prediction_type")),

@@ -119,7 +119,8 @@ def _cell(row: Row, name: str, best: bool) -> str:
 def _settings(row: Row) -> str:
     """What a run was made with, as far as its report says it."""
     parts = [
-        f"{row['reduction']}{TIMES} smaller" if row["reduction"] is not None else "",
+        f"{row['reduction']}{TIMES} smaller" if row["reduction"] not in (None, 1) else "",
+        f"cheap convolutions {row['cheap']}" if row.get("cheap") else "",
         f"RED {row['red_placement']}" if row["red_placement"] else "",
         f"recipe {row['recipe']}" if row["recipe"] else "",
         f"predicts {row['prediction_type']}" if row["prediction_type"] else "",

@@ -137,13 +137,14 @@ def plan_section(plan: dict[str, Any]) -> str:
         "reduction": "Reduction",
         "teacher_strides": "Strides of the teacher",
         "student_strides": "Strides of the student",
+        "cheap": "Cheap convolutions",
         "prediction_type": "The student predicts",
         "red_placement": "RED placement",
         "red_norm": "RED norm",
         "red_start": "RED start",
         "start": "Start of the other weights",
     }
-    settings = [(label, plain(plan[key])) for key, label in names.items() if plan.get(key) is not None]
+    settings = [(label, plain(plan[key])) for key, label in names.items() if plan.get(key) not in (None, "")]
     rows = []
     for block in filter(None, map(part, listed(plan.get("blocks")))):
         side = f"its {block['teacher_side']}, " if block.get("teacher_side") else ""
