@@ -119,7 +119,7 @@ def run_configs(draw: st.DrawFn) -> DistillConfig:
         on_bad_image=draw(st.sampled_from(["error", "skip"])),  # type: ignore[arg-type]
         image_size=draw(st.none() | st.integers(1, 2**20)),
         horizontal_flip=draw(st.booleans()),
-        recipe=draw(st.sampled_from(list(RECIPES))),  # type: ignore[arg-type]
+        recipe=draw(st.sampled_from([name for name in RECIPES if name != "moonshine"])),  # type: ignore[arg-type]
         student=draw(student_options().filter(lambda options: options.red_placement != "none")),
         loss=LossConfig(task=1.0, output=draw(weight), red=draw(weight), gamma=draw(st.none() | st.floats(1e-6, 1e6))),
         training=TrainingConfig(

@@ -187,7 +187,7 @@ def test_the_code_is_its_own_source(folder: Path, tmp_path: Path) -> None:
 
 
 def test_other_code_has_another_name(tmp_path: Path) -> None:
-    for name in ("modeling_red_unet.py", "edits.py", "red_block.py", "strides.py"):
+    for name in ("modeling_red_unet.py", "edits.py", "cheap.py", "red_block.py", "strides.py"):
         (tmp_path / name).write_text((Path(modeling_red_unet.__file__).with_name(name)).read_text())
     assert travelling_code(tmp_path / "modeling_red_unet.py") == CODE
     with (tmp_path / "red_block.py").open("a") as file:
