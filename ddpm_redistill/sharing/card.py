@@ -119,7 +119,7 @@ def change(plan: Mapping[str, Any]) -> str:
 def purpose(plan: Mapping[str, Any]) -> str:
     """Of what memory it needs less."""
     parts = ["at its peak"] * (plan.get("reduction") != 1) + ["for its weights"] * bool(plan.get("cheap"))
-    return "".join([" ", " and ".join(parts)]) if parts else ""
+    return f" {' and '.join(parts)}" if parts else ""
 
 
 def of_a_student(student: Student) -> bool:

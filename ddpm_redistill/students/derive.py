@@ -49,9 +49,9 @@ def derive_student(teacher: nn.Module, plan: StudentPlan, *, seed: int = 0) -> n
     elif plan.options.start == "teacher":
         student.load_state_dict(warm_start(teacher.state_dict(), student.state_dict(), plan))
         if plan.options.head_start == "zero":
-            for path in [row.layers[0] for row in own_table(config, teacher_table(config), plan.widen)[-1:]]:
-                for parameter in student.get_submodule(path).parameters():
-                    nn.init.zeros_(parameter)
+            head = own_table(config, teacher_table(config), plan.widen)[-1].layers[0]
+            for parameter in student.get_submodule(head).parameters():
+                nn.init.zeros_(parameter)
     return student.eval()
 
 
